@@ -1,0 +1,286 @@
+"""One typed, frozen tree that describes a whole run.
+
+A recipe is a YAML file plus `key=value` overrides. Every option is documented where it stands; an unknown key, a
+wrong type or an impossible combination raises `RecipeError` before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe that must not run: the message names the key, the value and what is allowed."""
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe; keys that it does not list are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Section):
+    """The trainable adapter (paper §4; the release trains rank 4 on every attention)."""
+
+    rank: Positive = Field(4, description="Rank r of each pair of matrices.")
+    alpha: float = Field(4.0, gt=0, description="Scale numerator: the adapter's output is multiplied by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Name endings of the layers that get a pair."
+    )
+
+
+class Model(Section):
+    """The text-to-video model that is tuned."""
+
+    path: str = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
+    lora: Lora = Lora()
+    checkpointing: Literal["none", "step", "blocks", "both"] = Field(
+        "blocks",
+        description="What is recomputed in the backward pass: whole DDIM steps, the denoiser's blocks, both or nothing.",
+    )
+
+
+class Data(Section):
+    """The clips and captions that are edited during training."""
+
+    manifest: str | None = Field(None, description="List of clips: reference list, csv, jsonl, Parquet, or a folder.")
+    root: str | None = Field(None, description="Folder that relative clip paths start from (default: the manifest's).")
+    prepared: str | None = Field(None, description="Folder that jobs/prepare.py wrote; used in place of the manifest.")
+    frames: Positive = Field(16, description="Frames per clip, F.")
+    fps: float = Field(8.0, gt=0, description="Frames per second that clips are sampled at.")
+    height: Positive = Field(256, description="Pixels; clips are resized to cover and centre-cropped.")
+    width: Positive = Field(256, description="Pixels.")
+    max_bad_fraction: Share = Field(0.05, description="Share of dropped clips above which the run stops.")
+    decode_cpus: float = Field(1.0, gt=0, description="CPUs that one video decoding task reserves.")
+    encoders: Positive = Field(1, description="Actors that run the VAE encoder and the text tower.")
+    encoder_cpus: float = Field(1.0, ge=0, description="CPUs per encoder.")
+    encoder_gpus: float = Field(0.0, ge=0, description="GPUs per encoder.")
+    batch_size: Positive = Field(4, description="Clips per encoder call.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.manifest is None) == (self.prepared is None):
+            raise ValueError("set exactly one of data.manifest and data.prepared")
+        return self
+
+
+class Editing(Section):
+    """Reward fine-tuning as editing: corrupt a clip, denoise it part of the way (paper §4.1, Eq. 3-5)."""
+
+    strength: float = Field(0.6, gt=0, le=1, description="Noise level tau: share of the chain that is run.")
+    steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
+    grad_steps: Positive = Field(1, description="Last steps K that carry a gradient.")
+    guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
+    offset_noise: float = Field(0.1, ge=0, description="Strength of the noise shared by all pixels of a frame.")
+
+    @model_validator(mode="after")
+    def _chain_is_long_enough(self) -> Editing:
+        run = int(self.strength * self.steps)
+        if run < self.grad_steps:
+            raise ValueError(
+                f"editing.strength {self.strength} x editing.steps {self.steps} runs {run} steps, fewer than "
+                f"editing.grad_steps {self.grad_steps}; raise strength or steps, or lower grad_steps"
+            )
+        return self
+
+
+class Judge(Section):
+    """A frozen reward model, served by an actor of its own."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name in logs, tables and errors.")
+    type: str = Field("hpsv2", description="'hpsv2', or 'module:Class' of any reward that follows rewards.base.Reward.")
+    checkpoint: str | None = Field(None, description="The judge's weights: a file, or a hub id where its class says so.")
+    architecture: str | None = Field(None, description="open_clip model name, or path of an open_clip config file.")
+    weight: float = Field(1.0, description="Factor in the sum of all judges.")
+    resize: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="bilinear: the release's, without antialias; bicubic: the official scorer's, antialiased."
+    )
+    dtype: Precision = Field("fp32", description="Precision of the judge's weights; gradients return as fp32.")
+    num_cpus: float = Field(0.0, ge=0, description="CPUs that the actor reserves.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs that the actor reserves; fractions share one.")
+    timeout_s: float = Field(300.0, gt=0, description="Seconds after which a call counts as failed.")
+    options: dict[str, Any] = Field({}, description="Further keyword arguments of the class's load().")
+
+
+class Rewards(Section):
+    """How a video is judged (paper §4.2, Eq. 6-8)."""
+
+    judges: tuple[Judge, ...] = Field(min_length=1, description="Judges that send gradients; their sum is the reward.")
+    segments: Positive = Field(4, description="Segments S; one frame of each is judged (SegVR).")
+    attenuation: float = Field(1.0, ge=0, description="Rate lambda of the decay away from the middle frame (TAR).")
+    clamp: Literal["straight_through", "hard"] = Field(
+        "straight_through", description="How pixels are clamped to [0, 1]; 'hard' (the release's) kills their gradient."
+    )
+
+
+class Training(Section):
+    """Optimisation (release: AdamW on the adapter, batch 8 over 4 GPUs, 20 000 steps)."""
+
+    steps: Positive = Field(20_000, description="Optimizer steps.")
+    workers: Positive = Field(1, description="DeepSpeed workers.")
+    batch_size: Positive = Field(2, description="Clips per worker and micro-batch.")
+    accumulation: Positive = Field(1, description="Micro-batches per optimizer step.")
+    lr: float = Field(1e-5, gt=0, description="AdamW's learning rate after warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up.")
+    max_grad_norm: float = Field(0.0, ge=0, description="Gradient norm is clipped to this; 0 clips nothing.")
+    precision: Precision = Field("fp32", description="Precision of the denoiser; LoRA masters are always fp32.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
+    keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")
+    max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
+    cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a worker reserves (0 trains on CPU).")
+
+
+class Features(Section):
+    """A frozen feature extractor and the clips it compares with (KID)."""
+
+    type: str = Field(description="'module:Class' with .load(checkpoint) and .features(frames) -> [N, D].")
+    checkpoint: str | None = Field(None, description="Its weights.")
+    reference: str = Field(description="Manifest of the clips that generated ones are compared with.")
+
+
+class Evaluation(Section):
+    """What base and tuned model are compared on: same captions, same seeds."""
+
+    sets: dict[str, str] = Field({}, description="Name of a caption set -> file with captions.")
+    max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Clips per caption: one for each seed.")
+    steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
+    guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
+    batch_size: Positive = Field(8, description="Clips per forward pass.")
+    workers: Positive = Field(1, description="Actors that generate clips.")
+    cpus_per_worker: float = Field(1.0, ge=0, description="CPUs per generating actor.")
+    gpus_per_worker: float = Field(0.0, ge=0, description="GPUs per generating actor.")
+    judges: tuple[Judge, ...] = Field((), description="Held-out judges: they only report, nothing is trained on them.")
+    features: Features | None = Field(None, description="Feature distance to reference clips (KID).")
+    every: int = Field(0, ge=0, description="Training steps between comparisons in MLflow; 0: only first and last.")
+    previews: Positive = Field(4, description="Captions shown in each of those comparisons and in the report, per set.")
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="Tracking server; default MLFLOW_TRACKING_URI, else sqlite in storage.")
+    experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
+    run_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of run and run folder (default: date and time)."
+    )
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    model: Model
+    data: Data
+    editing: Editing = Editing()
+    reward: Rewards
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+    storage: str = Field("runs", description="Folder or cloud URI that run folders lie under.")
+    seed: int = Field(0, ge=0, description="Root of every random number of the run.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.data.frames % self.reward.segments:
+            allowed = [s for s in range(1, self.data.frames + 1) if self.data.frames % s == 0]
+            raise ValueError(
+                f"reward.segments {self.reward.segments} does not divide data.frames {self.data.frames}; "
+                f"allowed: {allowed}"
+            )
+        names = [j.name for j in (*self.reward.judges, *self.evaluation.judges)]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"judges need different names; used twice: {twice}")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (dotted keys, `reward.judges.0.weight=2` for list items).
+
+    Raises:
+        RecipeError: naming the key, the value and what is allowed.
+    """
+    if not Path(path).is_file():
+        raise RecipeError(f"recipe {str(path)!r} is not a file")
+    try:
+        config = OmegaConf.load(path)
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals or not key:
+                raise RecipeError(f"override {override!r} is not of the form key=value")
+            _reject_unknown(Recipe, key.split("."), override)
+            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v, force_add=True)
+        tree = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise RecipeError(f"recipe {str(path)!r} can't be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections")
+    return parse_recipe({str(key): value for key, value in tree.items()})
+
+
+def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """Validate a plain tree, such as `recipe.model_dump(mode="json")` gives, into a `Recipe`."""
+    try:
+        # JSON mode with strict types: "3" is not a number and true is not 1, yet lists may become tuples.
+        return Recipe.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: no such option{_suggest([str(p) for p in error['loc']])}"
+    if error["type"] == "missing":
+        return f"{key}: required, but not set"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return message
+    return f"{key}: {error['input']!r} is not allowed: {message}"
+
+
+def _options(path: list[str]) -> list[str]:
+    """The keys allowed in the section that `path` names; empty where any key is."""
+    kind: Any = Recipe
+    for part in path:
+        if part.isdigit():
+            continue
+        field = kind.model_fields.get(part)
+        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
+        if not sections:
+            return []
+        kind = sections[0]
+    return list(kind.model_fields)
+
+
+def _suggest(path: list[str]) -> str:
+    allowed = _options(path[:-1])
+    close = difflib.get_close_matches(path[-1], allowed, n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + (f" Allowed: {', '.join(allowed)}" if allowed else "")
+
+
+def _reject_unknown(root: type[Section], path: list[str], override: str) -> None:
+    for depth, part in enumerate(path):
+        allowed = _options(path[:depth])
+        if not allowed:
+            return
+        if part not in allowed and not part.isdigit():
+            raise RecipeError(f"{override!r}: no such option {part!r}{_suggest(path[: depth + 1])}")
