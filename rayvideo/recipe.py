@@ -49,7 +49,7 @@ class Model(Section):
     lora: Lora = Lora()
     checkpointing: Literal["none", "step", "blocks", "both"] = Field(
         "blocks",
-        description="What is recomputed in the backward pass: whole DDIM steps, the denoiser's blocks, both or nothing.",
+        description="What is recomputed in the backward pass: whole DDIM steps, the denoiser's blocks, both, nothing.",
     )
 
 
@@ -102,11 +102,14 @@ class Judge(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name in logs, tables and errors.")
     type: str = Field("hpsv2", description="'hpsv2', or 'module:Class' of any reward that follows rewards.base.Reward.")
-    checkpoint: str | None = Field(None, description="The judge's weights: a file, or a hub id where its class says so.")
+    checkpoint: str | None = Field(
+        None, description="The judge's weights: a file, or a hub id where its class says so."
+    )
     architecture: str | None = Field(None, description="open_clip model name, or path of an open_clip config file.")
     weight: float = Field(1.0, description="Factor in the sum of all judges.")
     resize: Literal["bilinear", "bicubic"] = Field(
-        "bilinear", description="bilinear: the release's, without antialias; bicubic: the official scorer's, antialiased."
+        "bilinear",
+        description="bilinear: the release's, without antialias; bicubic: the official scorer's, antialiased.",
     )
     dtype: Precision = Field("fp32", description="Precision of the judge's weights; gradients return as fp32.")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that the actor reserves.")
@@ -180,7 +183,9 @@ class Tracking(Section):
     uri: str | None = Field(None, description="Tracking server; default MLFLOW_TRACKING_URI, else sqlite in storage.")
     experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
     run_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of run and run folder (default: date and time)."
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Name of run and run folder (default: date and time).",
     )
 
 

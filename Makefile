@@ -1,0 +1,56 @@
+# Needs make, Python 3.10-3.13 with pip, and a C compiler. "make help" lists the targets.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+STORAGE := runs
+DEMO := jobs/recipes/menagerie-demo.yaml
+PORT ?= 5000
+
+.PHONY: help .venv demo test lint types format ui constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([.a-z]+):.*## */  make \1\t/' | expand -t 22
+
+.venv: $(READY)  ## make or renew the environment (about 7 GB)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.10-3.13 found: install one, or name it: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) --version) (some minutes the first time)"
+	@# Some distributions ship Python without ensurepip; there the machine's pip puts one into .venv.
+	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install $(if $(CI),--quiet) --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
+demo: $(READY)  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
+	$(BIN)/python -m rayvideo.menagerie.clips
+	$(BIN)/python jobs/prepare.py --recipe $(DEMO) --out $(STORAGE)/$(RUN)-latents
+	$(BIN)/python jobs/finetune.py --recipe $(DEMO) tracking.run_name=$(RUN) data.manifest=null data.prepared=$(STORAGE)/$(RUN)-latents
+	$(BIN)/python jobs/evaluate.py --recipe $(DEMO) --adapter $(STORAGE)/$(RUN)/adapter tracking.run_name=$(RUN)
+
+test: lint types  ## everything that must pass: ruff, mypy, all tests
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY)  ## open the runs in MLflow, on this machine only
+	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
+
+constraints: $(READY)  ## resolve constraints.txt anew, keeping its versions where they still fit
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate \
+		--custom-compile-command "make constraints" --output-file constraints.txt
+
+clean:  ## remove environment and caches; runs/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
