@@ -1,0 +1,21 @@
+"""Fixtures that every part shares: small models of the real classes, written once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a randomly initialised TextToVideoSDPipeline for 64x64 frames."""
+    return tiny.save_pipeline(tmp_path_factory.mktemp("models") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with judge.pt, open_clip_config.json and a tokenizer; takes 32x32 frames."""
+    return tiny.save_judge(tmp_path_factory.mktemp("models") / "judge")
