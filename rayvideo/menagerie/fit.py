@@ -1,0 +1,78 @@
+"""A small training loop for the menagerie's own networks: seeded, resumable, with averaged weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Losses = dict[str, Tensor]
+
+
+def fit(
+    name: str,
+    modules: Mapping[str, nn.Module],
+    losses_of: Callable[[int], Losses],
+    *,
+    steps: int,
+    lr: float,
+    work: Path,
+    average: float = 0.998,
+    weight_decay: float = 0.01,
+    save_every: int = 200,
+) -> None:
+    """Minimise the sum of `losses_of(step)` over the modules' parameters and leave their moving averages in place.
+
+    AdamW with warm-up and cosine decay. `losses_of` must draw its batch from `step` alone; then a run that was
+    killed goes on from `work/name.pt` with the same numbers.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    network = nn.ModuleDict(dict(modules)).train()
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(average)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    warmup = min(100, max(1, steps // 10))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2),
+    )
+    parts = {"network": network, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
+    file, first = work / f"{name}.pt", 0
+    if file.is_file():
+        saved = torch.load(file, weights_only=True)
+        for key, part in parts.items():
+            part.load_state_dict(saved[key])
+        first = int(saved["step"])
+    progress = tqdm(range(first, steps), desc=name, initial=first, total=steps, mininterval=2, dynamic_ncols=True)
+    for step in progress:
+        torch.manual_seed(step)
+        losses = losses_of(step)
+        total = torch.stack(list(losses.values())).sum()
+        if not total.isfinite():
+            raise FloatingPointError(f"{name}: loss at step {step} is not finite: { {k: v.item() for k, v in losses.items()} }")
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(network)
+        if step % 10 == 0:
+            progress.set_postfix({key: f"{value.item():.4f}" for key, value in losses.items()}, refresh=False)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            _save({**{key: part.state_dict() for key, part in parts.items()}, "step": step + 1}, file)
+    network.load_state_dict(averaged.module.state_dict())
+    network.eval().requires_grad_(False)
+
+
+def _save(state: dict[str, object], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)

@@ -1,0 +1,62 @@
+"""Many drawn scenes kept as arrays, from which the menagerie's networks draw their batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from rayvideo.menagerie.world import FRAMES, SIZE, Scene, degrade, draw, sample_degradation, sample_scene
+
+
+def _draw_bytes(scene: Scene) -> np.ndarray:
+    return (draw(scene) * 255).round().astype(np.uint8)
+
+
+@dataclass
+class Pool:
+    """Scenes and their clean frames, uint8 [N, 16, 64, 64, 3]."""
+
+    scenes: Sequence[Scene]
+    frames: np.ndarray
+
+    @classmethod
+    def drawn(cls, count: int, seed: int, work: Path) -> Pool:
+        """Draw `count` scenes without held-out pairs; the frames are kept in `work` and reused."""
+        rng = random.Random(seed)
+        scenes = [sample_scene(rng) for _ in range(count)]
+        file = work / f"pool-{seed}-{count}.npy"
+        if not file.is_file():
+            work.mkdir(parents=True, exist_ok=True)
+            frames = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8)
+            with ProcessPoolExecutor() as workers:
+                drawn = workers.map(_draw_bytes, scenes, chunksize=16)
+                for index, clip in enumerate(tqdm(drawn, total=count, desc="drawing", mininterval=2)):
+                    frames[index] = clip
+            temporary = file.with_suffix(".tmp.npy")
+            np.save(temporary, frames)
+            temporary.replace(file)
+        return cls(scenes, np.load(file, mmap_mode="r"))
+
+    def clip(self, index: int) -> np.ndarray:
+        """Clean frames, float32 [16, 64, 64, 3] in [0, 1]."""
+        return np.asarray(self.frames[index], np.float32) / 255
+
+    def of_varied_quality(self, index: int, seed: int) -> np.ndarray:
+        """The clip as pre-training meets it: mostly degraded."""
+        return degrade(self.clip(index), sample_degradation(random.Random(seed)), seed)
+
+    def images(self, indices: Sequence[int], rng: random.Random, share: float) -> np.ndarray:
+        """One frame of each clip, degraded with the given share: float32 [N, 3, 64, 64]."""
+        frames = []
+        for index in indices:
+            frame = self.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
+            how = sample_degradation(rng, share)
+            frame = degrade(frame, how, rng.getrandbits(32))[0]
+            frames.append(frame[:, ::-1] if rng.random() < 0.5 else frame)
+        return np.stack(frames).transpose(0, 3, 1, 2)
