@@ -1,0 +1,81 @@
+"""Captions to clips: the full denoising chain from pure noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayvideo import editing
+from rayvideo.models.base import VideoModel
+from rayvideo.seeding import generator_for
+
+
+@torch.no_grad()
+def embed_captions(model: VideoModel, captions: Sequence[str]) -> dict[str, Tensor]:
+    """Embedding [L, C] of every distinct caption and of "", the unconditional one, on the CPU; needs the text tower."""
+    distinct = list(dict.fromkeys(["", *captions]))
+    return {caption: model.encode_prompts([caption])[0].cpu() for caption in distinct}
+
+
+@torch.no_grad()
+def generate_clips(
+    model: VideoModel,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    frames: int,
+    height: int,
+    width: int,
+    batch_size: int = 8,
+    embeddings: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """One clip for each pair of caption and seed: float [N, F, 3, H, W] in [0, 1] on the CPU.
+
+    A clip depends on its caption and seed alone, not on its neighbours, their order or `batch_size` (clips per forward
+    pass), because its noise comes from a generator of its own.
+
+    Args:
+        steps: DDIM steps D of the whole chain.
+        guidance: Classifier-free guidance scale.
+        embeddings: What `embed_captions` gave, for a model that was loaded without its text tower.
+    """
+    if len(captions) != len(seeds):
+        raise ValueError(f"every clip needs a caption and a seed: got {len(captions)} captions, {len(seeds)} seeds")
+    table = embed_captions(model, captions) if embeddings is None else embeddings
+    grid = editing.timesteps(model.scheduler, steps, 1.0)
+    shape = model.latent_shape(frames, height, width)
+    clips = []
+    for start in range(0, len(captions), batch_size):
+        chosen = captions[start : start + batch_size]
+        noise = [
+            torch.randn(shape, generator=generator_for(seed, "generate", caption))
+            for caption, seed in zip(chosen, seeds[start : start + batch_size], strict=True)
+        ]
+        prompts = torch.stack([table[""]] * len(chosen) + [table[caption] for caption in chosen])
+        prompts = prompts.to(model.device, model.dtype)
+
+        def predict_pair(latents: Tensor, timestep: Tensor, prompts: Tensor = prompts) -> Tensor:
+            return model.predict(latents, timestep, prompts)
+
+        predict = editing.guided(predict_pair, guidance)
+        latents = torch.stack(noise).to(model.device)
+        latents = editing.denoise(predict, latents, model.scheduler, grid, grad_steps=0, checkpoint=False)
+        # Clip by clip: decoded frames, not latents, are what fills the memory.
+        clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents]
+    return torch.stack(clips)
+
+
+def to_pixels(clips: Tensor) -> npt.NDArray[np.uint8]:
+    """Float [..., F, 3, H, W] in [0, 1] as pixels [..., F, H, W, 3] in 0..255, rounded."""
+    return clips.movedim(-3, -1).mul(255).round().to(torch.uint8).numpy()
+
+
+def to_frames(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Pixels [..., F, H, W, 3] in 0..255 as float [..., F, 3, H, W] in [0, 1], as judges take them."""
+    return torch.from_numpy(pixels).movedim(-1, -3).float() / 255
