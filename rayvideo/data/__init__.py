@@ -1,0 +1,1 @@
+"""Manifests to clips to latents."""
