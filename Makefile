@@ -46,7 +46,8 @@ format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 ui: $(READY)  ## open the runs in MLflow, on this machine only
-	$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
+	@mkdir -p $(STORAGE)
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
 
 constraints: $(READY)  ## resolve constraints.txt anew, keeping its versions where they still fit
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate \
