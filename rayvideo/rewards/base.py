@@ -1,0 +1,98 @@
+"""What a judge of frames offers, and how one is found and loaded."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from rayvideo import recipe
+from rayvideo.errors import UserError
+from rayvideo.precision import DTYPES
+
+BUILT_IN = {"hpsv2": "rayvideo.rewards.hpsv2:HPSv2"}
+
+
+class RewardError(UserError, RuntimeError):
+    """A judge can't be loaded or was called wrongly. A failed judge never becomes a score."""
+
+
+class Reward(nn.Module, ABC):
+    """A frozen judge of frames. A class of your own is named `module:Class` in the recipe's `type`."""
+
+    differentiable: ClassVar[bool] = True
+    """Whether `score` carries a gradient to the frames; training refuses judges that say False."""
+
+    name: str = "reward"
+    """Name in logs and errors; `load_reward` sets it to the recipe's."""
+
+    size: tuple[int, int] | None = None
+    """Height and width that frames are resized to before they are judged; None: they are judged as they come."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+        """Build the judge on the CPU.
+
+        `options` are `resize` ("bilinear" or "bicubic"), `dtype` (torch.dtype), `architecture` if the recipe sets it,
+        and everything under the recipe's `options`; name those you need and let **options take the rest.
+        """
+
+    @abstractmethod
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores [N] in fp32 of frames [N, 3, H, W] in [0, 1] against their N prompts; a higher score is better."""
+
+
+def resolve(kind: str) -> type[Reward]:
+    """The class that a recipe's `type` names: "hpsv2", or "module:Class".
+
+    Raises:
+        RewardError: if there is no such module or class, or the class is no `Reward`.
+    """
+    module, _, name = BUILT_IN.get(kind, kind).partition(":")
+    if not name:
+        raise RewardError(f"reward type {kind!r} is neither one of {sorted(BUILT_IN)} nor of the form 'module:Class'")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise RewardError(f"reward type {kind!r} can't be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Reward)):
+        raise RewardError(f"reward type {kind!r} is not a subclass of rayvideo.rewards.Reward")
+    return found
+
+
+def load_reward(judge: recipe.Judge, device: torch.device | str = "cpu") -> Reward:
+    """Load the judge that a recipe describes, frozen and in eval mode, onto `device`."""
+    options: dict[str, Any] = {"resize": judge.resize, "dtype": DTYPES[judge.dtype], **judge.options}
+    if judge.architecture is not None:
+        options["architecture"] = judge.architecture
+    try:
+        reward = resolve(judge.type).load(judge.checkpoint, **options)
+    except (RewardError, TypeError) as error:
+        raise RewardError(f"judge {judge.name!r}: {error}") from error
+    reward.name = judge.name
+    return reward.to(device).eval().requires_grad_(False)
+
+
+def clamp_pixels(frames: Tensor, mode: Literal["straight_through", "hard"]) -> Tensor:
+    """Clamp pixels to [0, 1]; "straight_through" passes the gradient of clamped pixels on, "hard" kills it."""
+    return frames.clamp(0, 1) if mode == "hard" else _StraightThroughClamp.apply(frames)
+
+
+class _StraightThroughClamp(torch.autograd.Function):
+    @staticmethod
+    def forward(frames: Tensor) -> Tensor:
+        return frames.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
