@@ -1,0 +1,122 @@
+"""Measures that share nothing with the judges: movement, flicker, colour, and distance to real clips (KID).
+
+Every measure of a clip takes frames [F, 3, H, W] in [0, 1]. Movement and flicker are divided by the clip's own
+contrast: a clip that only became more vivid changes by more per frame, yet neither moves nor flickers more.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from rayvideo.recipe import Features
+
+GRID = 16  # cells of the coarse picture in which movement is seen
+FLAT = 0.01  # contrast below which a clip counts as flat
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601
+
+
+class FeatureExtractor(Protocol):
+    """What `evaluation.features.type` names: a class with `load(checkpoint)` and this method."""
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Features [N, D] of frames [N, 3, H, W] in [0, 1]."""
+
+
+def measure(clip: Tensor) -> dict[str, float]:
+    """Every measure of one clip, frames [F, 3, H, W] in [0, 1]."""
+    measures = {
+        "motion": motion,
+        "flicker": flicker,
+        "frame_consistency": frame_consistency,
+        "contrast": contrast,
+        "saturation": saturation,
+        "colourfulness": colourfulness,
+    }
+    return {name: function(clip).item() for name, function in measures.items()}
+
+
+def motion(clip: Tensor) -> Tensor:
+    """Lasting change per frame, in units of the clip's coarse contrast; 0 for a still clip.
+
+    With L_t the luma averaged over cells of a 16 x 16 grid, less the frame's mean (a change of light is no movement):
+    motion = sqrt(mean (L_{t+2} - L_t)(L_{t+3} - L_{t+1})) / 2 / sqrt(mean L²). The two differences share no frame, so
+    what is new in every frame cancels in the mean of their product; what moves on is in both.
+
+    Raises:
+        ValueError: fewer than 4 frames.
+    """
+    if len(clip) < 4:
+        raise ValueError(f"motion needs at least 4 frames, got {len(clip)}")
+    coarse = F.adaptive_avg_pool2d(_luma(clip), GRID)
+    coarse = coarse - coarse.mean((-2, -1), keepdim=True)
+    change = coarse[2:] - coarse[:-2]
+    lasting = (change[1:] * change[:-1]).mean().clamp(min=0).sqrt() / 2
+    return lasting / coarse.square().mean().sqrt().clamp(min=FLAT)
+
+
+def flicker(clip: Tensor) -> Tensor:
+    """How far pixels stick out of both neighbouring frames, in units of the clip's contrast; 0 for a still clip.
+
+    flicker = mean |x_t - median(x_{t-1}, x_t, x_{t+1})| / contrast, over colour channels, pixels and inner frames. An
+    edge that passes a pixel changes it in one direction, which the median keeps; noise of deviation s that is new in
+    every frame gives 0.56 s / contrast. Things thinner than their step per frame count as flicker too.
+    """
+    triples = clip.unfold(0, 3, 1)
+    return (clip[1:-1] - triples.median(-1).values).abs().mean() / contrast(clip).clamp(min=FLAT)
+
+
+def frame_consistency(clip: Tensor) -> Tensor:
+    """Mean correlation of each frame's luma with the next frame's; 1 for a still clip, 0 for unrelated frames."""
+    pixels = _luma(clip).flatten(1)
+    pixels = pixels - pixels.mean(1, keepdim=True)
+    return F.cosine_similarity(pixels[:-1], pixels[1:]).mean()
+
+
+def contrast(clip: Tensor) -> Tensor:
+    """Standard deviation of luma over a frame's pixels, mean over frames; 0 to 0.5."""
+    return _luma(clip).flatten(1).std(1, correction=0).mean()
+
+
+def saturation(clip: Tensor) -> Tensor:
+    """Mean saturation of HSV, (max - min) / max over the colour channels; 0 for grey, 1 for pure colours."""
+    highest, lowest = clip.amax(1), clip.amin(1)
+    return ((highest - lowest) / highest.clamp(min=1e-6)).mean()
+
+
+def colourfulness(clip: Tensor) -> Tensor:
+    """Hasler and Süsstrunk (2003), M3 on a scale of 0 to 255, mean over frames: 0 grey, 33 moderate, 82 high."""
+    red, green, blue = (clip * 255).flatten(2).unbind(1)
+    opponents = torch.stack([red - green, (red + green) / 2 - blue])
+    spread, offset = opponents.std(-1, correction=0), opponents.mean(-1)
+    return (spread.norm(dim=0) + 0.3 * offset.norm(dim=0)).mean()
+
+
+def load_features(features: Features) -> FeatureExtractor:
+    """The extractor that `evaluation.features` names."""
+    extractor: FeatureExtractor = pkgutil.resolve_name(features.type).load(features.checkpoint)
+    return extractor
+
+
+def kid(generated: Tensor, reference: Tensor, *, subsets: int = 50, size: int = 200, seed: int = 0) -> Tensor:
+    """Kernel inception distance (Bińkowski et al. 2018) of features [N, D] and [M, D], on `subsets` draws: [subsets].
+
+    Each is the unbiased squared MMD with the kernel (x·y / D + 1)^3 of min(size, N, M) rows of both; it may be a little
+    below 0 when the two come from one distribution. Mean and standard deviation over the draws are what is reported.
+    """
+    size = min(size, len(generated), len(reference))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
+
+    return torch.stack([poly_mmd(draw(reference), draw(generated)) for _ in range(subsets)])
+
+
+def _luma(clip: Tensor) -> Tensor:
+    return torch.einsum("fchw,c->fhw", clip, clip.new_tensor(LUMA))
