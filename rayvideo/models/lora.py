@@ -1,0 +1,101 @@
+"""The trainable adapter: LoRA on the denoiser in PEFT's format, so that diffusers and PEFT load what we save."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rayvideo import recipe
+from rayvideo.models.base import ModelError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(denoiser: nn.Module, options: recipe.Lora, seed: int) -> PeftModel:
+    """Give the denoiser a fresh adapter: A ~ N(0, 1/r), B = 0, so that its output does not change yet.
+
+    Only the adapter is trainable. Its weights are fp32 whatever the denoiser's format: an update of lr 1e-5 is lost in
+    the rounding of bf16. The seed gives the same weights on every device.
+
+    Raises:
+        ModelError: if one of `options.targets` names no layer.
+    """
+    names = [name for name, _ in denoiser.named_modules()]
+    for target in options.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ModelError(f"model.lora.targets: no layer of the denoiser is called {target!r}")
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha,
+        target_modules=list(options.targets),
+        init_lora_weights="gaussian",
+    )
+    denoiser.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
+
+
+def lora_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's trainable parameters by name; also of an engine that wraps the denoiser."""
+    return {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
+
+
+@contextmanager
+def adapter_disabled(denoiser: nn.Module) -> Iterator[None]:
+    """Within this context the denoiser, or the engine that wraps it, is the base model."""
+    with unwrap(denoiser).disable_adapter():
+        yield
+
+
+def save_adapter(denoiser: nn.Module, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Write the adapter in PEFT's format; a reader of `folder` meets the old or the new weights, never a part.
+
+    `state_dict` replaces the denoiser's own tensors where they are partitioned over processes (ZeRO-3).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        unwrap(denoiser).save_pretrained(staging, state_dict=None if state_dict is None else dict(state_dict))
+        for file in staging.iterdir():
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(staging)
+
+
+def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
+    """Give a denoiser without adapter the trained one in `folder`, frozen, for inference.
+
+    Raises:
+        ModelError: if the folder holds no adapter, or one that does not fit this denoiser.
+    """
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{folder}: no adapter here; a folder with adapter_config.json and {WEIGHTS} is expected")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            found = set(file.keys())
+        model = PeftModel.from_pretrained(denoiser, folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter can't be loaded: {error}") from error
+    expected = set(get_peft_model_state_dict(model))
+    if expected != found:
+        raise ModelError(f"{folder}: the adapter is of another model; it differs at {min(expected ^ found)!r}")
+    return model.eval()
+
+
+def unwrap(denoiser: nn.Module) -> PeftModel:
+    """The PEFT model inside an engine's `module`."""
+    while not isinstance(denoiser, PeftModel):
+        denoiser = denoiser.module
+    return denoiser
