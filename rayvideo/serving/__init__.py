@@ -1,0 +1,1 @@
+"""Rewards as Ray actors: scores and their gradients from frozen judges, over the network."""

@@ -1,0 +1,1 @@
+"""Reward fine-tuning: objective, DeepSpeed, the loop and its launch under Ray Train."""
