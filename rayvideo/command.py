@@ -1,0 +1,87 @@
+"""What all jobs share on the command line: arguments, logging, errors without tracebacks, and a Ray to run on."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+
+import rayvideo
+from rayvideo.errors import UserError
+from rayvideo.recipe import Recipe
+
+# What Ray must find in the environment before it starts; a value that the user set wins.
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for the controller's poll: 2 s otherwise
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
+    # Watchers that a single run does not need, at seconds of start-up each.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
+MIN_CPUS = 4
+
+
+def recipe_arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with `--recipe FILE` and any number of `key=value` (as `args.recipe`, `args.overrides`)."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe, see jobs/recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.lr=1e-4")
+    return parser
+
+
+def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1."""
+    args = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        main(args)
+    except UserError as error:
+        # Raised on a worker, it comes wrapped together with the worker's traceback.
+        sys.exit(f"error: {error.cause if isinstance(error, RayTaskError) else error}")
+    finally:
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+def start_ray(recipe: Recipe) -> None:
+    """Connect to the cluster of RAY_ADDRESS, which `ray job submit` sets, or start a Ray for this process.
+
+    A local Ray counts enough logical CPUs for every part of the recipe to be scheduled, however few cores there are:
+    parts that wait for each other's CPUs would hang.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" in os.environ:
+        # A job has its working_dir on every node; any other driver sends this package along.
+        package = (
+            {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"py_modules": [Path(rayvideo.__file__).parent]}
+        )
+        ray.init(runtime_env=package, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+        )
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
+
+
+def logical_cpus(recipe: Recipe, cores: int) -> int:
+    """CPUs that a one-machine Ray must count so that the greediest phase of `recipe` and a task beside it fit."""
+    data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
+    judges = sum(judge.num_cpus for judge in (*recipe.reward.judges, *evaluation.judges))
+    phases = (
+        data.encoders * data.encoder_cpus + data.decode_cpus,
+        training.workers * training.cpus_per_worker + judges,
+        evaluation.workers * evaluation.cpus_per_worker + judges,
+    )
+    return max(MIN_CPUS, cores, math.ceil(max(phases)) + 1)
