@@ -14,7 +14,7 @@ def test_seeds_never_change():
 
 
 def test_seeds_tell_keys_apart():
-    keys = [(), (1,), ("1",), (1, 2), (2, 1), (12,), ("a", "b"), ("ab",)]
+    keys: list[tuple[int | str, ...]] = [(), (1,), ("1",), (1, 2), (2, 1), (12,), ("a", "b"), ("ab",)]
     seeds = {seed_for(seed, *key) for seed in (0, 1) for key in keys}
     assert len(seeds) == 2 * len(keys)
     assert all(0 <= s < 2**63 for s in seeds)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +41,13 @@ def fit(
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     warmup = min(100, max(1, steps // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2),
-    )
-    parts = {"network": network, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
+
+    def rate(step: int) -> float:
+        decay = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+        return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * decay)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    parts: dict[str, Any] = {"network": network, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
     file, first = work / f"{name}.pt", 0
     if file.is_file():
         saved = torch.load(file, weights_only=True)
@@ -57,7 +60,8 @@ def fit(
         losses = losses_of(step)
         total = torch.stack(list(losses.values())).sum()
         if not total.isfinite():
-            raise FloatingPointError(f"{name}: loss at step {step} is not finite: { {k: v.item() for k, v in losses.items()} }")
+            shown = {key: value.item() for key, value in losses.items()}
+            raise FloatingPointError(f"{name}: loss at step {step} is not finite: {shown}")
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -42,7 +42,8 @@ class Pen:
     def oval(self, x: float, y: float, rx: float, ry: float, colour: Colour, turn: float = 0.0) -> None:
         angle = np.linspace(0, 2 * math.pi, 28, endpoint=False)
         px, py = rx * np.cos(angle), ry * np.sin(angle)
-        points = np.stack([x + px * math.cos(turn) - py * math.sin(turn), y + px * math.sin(turn) + py * math.cos(turn)], 1)
+        cos, sin = math.cos(turn), math.sin(turn)
+        points = np.stack([x + px * cos - py * sin, y + px * sin + py * cos], 1)
         self.draw.polygon(self._place(points), fill=colour)
 
     def line(self, points: Sequence[tuple[float, float]], width: float, colour: Colour) -> None:
@@ -263,7 +264,9 @@ def bee(pen: Pen, c: Colour, phase: float) -> None:
     pen.oval(0.12, -0.5 + flap, 0.26, 0.45, (235, 242, 255), 0.3)
     pen.oval(0.0, 0.2, 0.72, 0.46, c)
     for x, half in ((-0.42, 0.37), (-0.1, 0.45), (0.22, 0.43)):
-        pen.poly([(x - 0.08, 0.2 - half), (x + 0.08, 0.2 - half), (x + 0.08, 0.2 + half), (x - 0.08, 0.2 + half)], BLACK)
+        pen.poly(
+            [(x - 0.08, 0.2 - half), (x + 0.08, 0.2 - half), (x + 0.08, 0.2 + half), (x - 0.08, 0.2 + half)], BLACK
+        )
     pen.line([(0.6, -0.1), (0.82, -0.45)], 0.06, BLACK)
     pen.eye(0.52, 0.1, 0.1)
 
