@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -96,6 +97,7 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
 
 def unwrap(denoiser: nn.Module) -> PeftModel:
     """The PEFT model inside an engine's `module`."""
-    while not isinstance(denoiser, PeftModel):
-        denoiser = denoiser.module
-    return denoiser
+    inner: Any = denoiser
+    while not isinstance(inner, PeftModel):
+        inner = inner.module
+    return inner

@@ -36,7 +36,7 @@ class Reward(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+    def load(cls, checkpoint: str | None, *args: Any, **options: Any) -> Self:
         """Build the judge on the CPU.
 
         `options` are `resize` ("bilinear" or "bicubic"), `dtype` (torch.dtype), `architecture` if the recipe sets it,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayvideo.rewards.base import Reward, RewardError
 
@@ -23,15 +23,19 @@ class HPSv2(Reward):
     """Raw cosine of frame and caption, without logit scale; the released weights give about 0.25 to 0.27."""
 
     differentiable = True
+    size: tuple[int, int]
+    model: Any  # an open_clip model; the library is untyped
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, *, resize: Literal["bilinear", "bicubic"] = "bilinear"):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, resize: Literal["bilinear", "bicubic"] = "bilinear"):
         """Wrap an open_clip model; `HPSv2.load` is the usual way in."""
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.resize = resize
         image_size = model.visual.image_size
-        self.size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.size = (image_size, image_size) if isinstance(image_size, int) else image_size
         preprocess = model.visual.preprocess_cfg
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(preprocess[name]).view(3, 1, 1), persistent=False)
@@ -105,7 +109,7 @@ def resize_frames(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear
     return F.pad(resized, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
 
 
-def build(architecture: str | Path) -> tuple[nn.Module, Tokenizer]:
+def build(architecture: str | Path) -> tuple[Any, Tokenizer]:
     """An untrained open_clip model on the CPU and its tokenizer, from a model name or a config file."""
     config, preprocess, folder = _read_config(architecture)
     text = config["text_cfg"]
