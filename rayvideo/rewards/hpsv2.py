@@ -62,10 +62,17 @@ class HPSv2(Reward):
             raise RewardError("hpsv2 needs 'checkpoint': the path of a file such as HPS_v2.pt")
         weights = read_state_dict(checkpoint)
         model, tokenizer = build(architecture)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise RewardError(f"{checkpoint} does not fit architecture {str(architecture)!r}: {error}") from error
+        expected = model.state_dict()
+        shared = expected.keys() & weights.keys()
+        if wrong := [
+            *(expected.keys() ^ weights.keys()),
+            *(key for key in shared if expected[key].shape != getattr(weights[key], "shape", None)),
+        ]:
+            raise RewardError(
+                f"{checkpoint} does not fit architecture {str(architecture)!r}: {len(wrong)} tensors are missing, "
+                f"unknown or of another shape, such as {min(wrong)!r}"
+            )
+        model.load_state_dict(weights)
         return cls(model.to(dtype), tokenizer, resize=resize)
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -97,14 +104,16 @@ def resize_frames(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear
     """Resize [N, 3, H, W] to `size` as the release ("bilinear") or as the official scorer ("bicubic") does.
 
     bilinear: no antialias, stretched to `size`. bicubic: antialiased, the longer side fills `size`, black bars, clamped
-    to [0, 1]; the scorer's PIL also rounds to 8 bits between its two passes, which moves a pixel by up to 2/255.
+    to [0, 1] after each axis as PIL does; PIL also rounds to 8 bits there, which moves a pixel by up to 2/255.
     """
     height, width = frames.shape[-2:]
     if mode == "bilinear":
         return F.interpolate(frames, size, mode="bilinear", align_corners=False)
     scale = min(size[0] / height, size[1] / width)
     inner = (round(height * scale), round(width * scale))
-    resized = F.interpolate(frames, inner, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    resized = frames
+    for target in ((height, inner[1]), inner):
+        resized = F.interpolate(resized, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     return F.pad(resized, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
 

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
+
+
+def test_each_index_lies_in_its_segment_and_every_frame_is_reached():
+    indices = sample_segments(2000, 16, 4, generator=torch.Generator().manual_seed(0))
+    assert indices.shape == (2000, 4)
+    assert torch.equal(indices // 4, torch.arange(4).expand(2000, 4))
+    counts = indices.flatten().bincount(minlength=16)
+    assert counts.min() > 2000 / 4 * 0.8  # uniform: 500 each
+    # Segments are drawn independently of each other, clips too.
+    assert torch.corrcoef((indices % 4).T.float()).fill_diagonal_(0).abs().max() < 0.1
+
+
+def test_evaluation_takes_the_first_frame_of_each_segment():
+    assert sample_segments(2, 16, 4, random=False).tolist() == [[0, 4, 8, 12]] * 2
+
+
+def test_a_clip_with_its_own_generator_gets_the_same_frames_in_any_batch():
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(s) for s in seeds]
+
+    both = sample_segments(2, 16, 4, generator=generators(1, 2))
+    assert torch.equal(both[1:], sample_segments(1, 16, 4, generator=generators(2)))
+    with pytest.raises(ValueError, match="one per clip"):
+        sample_segments(2, 16, 4, generator=generators(1))
+
+
+@pytest.mark.parametrize("segments", [0, 3, 17])
+def test_segments_that_do_not_divide_the_clip_are_refused(segments):
+    with pytest.raises(ValueError, match=f"{segments} segments do not divide 16 frames"):
+        sample_segments(1, 16, segments)
+
+
+def test_attenuation_is_one_at_the_middle_frame_only():
+    weights = attenuation(torch.arange(16), 16)
+    assert (weights == 1).nonzero().flatten().tolist() == [8]
+    assert weights[7] == weights[9] == pytest.approx(torch.tensor(-1.0).exp().item())
+
+
+def test_the_mean_weight_of_each_segment_is_the_papers():
+    by_segment = attenuation(torch.arange(16), 16).view(4, 4).mean(dim=1)
+    assert by_segment.tolist() == pytest.approx([0.0026, 0.1428, 0.3883, 0.0071], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "rate", "mean"),
+    [(16, 1.0, 0.1352), (16, 0.5, 0.2505), (16, 2.0, 0.0821), (16, 0.0, 1), (81, 1.0, 0.0267)],
+)
+def test_the_rate_sets_the_mean_weight(frames, rate, mean):
+    assert attenuation(torch.arange(frames), frames, rate).mean().item() == pytest.approx(mean, abs=5e-5)
+
+
+def test_the_reward_is_a_mean_over_frames_not_normalised_by_the_weights():
+    scores, weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.5, 0.0], [1.0, 0.5]])
+    assert video_reward(scores, weights).tolist() == [0.25, 2.5]
