@@ -43,13 +43,20 @@ class Pool:
             temporary.replace(file)
         return cls(scenes, np.load(file, mmap_mode="r"))
 
+    @classmethod
+    def of_kinds(cls, kinds: tuple[str, ...], count: int, seed: int) -> Pool:
+        """Draw a few scenes of some kinds, kept in memory only."""
+        rng = random.Random(seed)
+        scenes = [sample_scene(rng, kinds) for _ in range(count)]
+        return cls(scenes, np.stack([_draw_bytes(scene) for scene in scenes]))
+
     def clip(self, index: int) -> np.ndarray:
         """Clean frames, float32 [16, 64, 64, 3] in [0, 1]."""
         return np.asarray(self.frames[index], np.float32) / 255
 
-    def of_varied_quality(self, index: int, seed: int) -> np.ndarray:
-        """The clip as pre-training meets it: mostly degraded."""
-        return degrade(self.clip(index), sample_degradation(random.Random(seed)), seed)
+    def of_varied_quality(self, index: int, seed: int, share: float = 0.8) -> np.ndarray:
+        """The clip as pre-training meets it: degraded with probability `share`."""
+        return degrade(self.clip(index), sample_degradation(random.Random(seed), share), seed)
 
     def images(self, indices: Sequence[int], rng: random.Random, share: float) -> np.ndarray:
         """One frame of each clip, degraded with the given share: float32 [N, 3, 64, 64]."""

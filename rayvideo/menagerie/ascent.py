@@ -1,0 +1,64 @@
+"""Reward ascent in one process: deliberately greedy runs whose clips show how a judge is fooled.
+
+Also a readable miniature of the whole algorithm: no Ray, no DeepSpeed, one judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rayvideo import editing
+from rayvideo.evaluation.generate import embed_captions
+from rayvideo.menagerie.world import FRAMES
+from rayvideo.models import VideoModel, load_model
+from rayvideo.models.lora import add_lora, lora_parameters
+from rayvideo.recipe import Lora
+from rayvideo.rewards.base import Reward, clamp_pixels
+from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
+
+
+def ascend(
+    pipeline: Path,
+    judge: Reward,
+    clips: Tensor,
+    captions: Sequence[str],
+    *,
+    steps: int,
+    lr: float,
+    chain: int = 10,
+    batch: int = 2,
+    segments: int = 4,
+    seed: int = 0,
+) -> VideoModel:
+    """Tune the model in `pipeline` on `clips` [N, 16, 3, 64, 64] in [0, 1] and return it with its adapter."""
+    model = load_model(pipeline)
+    model.denoiser = add_lora(model.denoiser, Lora(), seed)
+    optimizer = torch.optim.AdamW(lora_parameters(model.denoiser).values(), lr=lr, weight_decay=0.0)
+    table = embed_captions(model, captions)
+    grid = editing.timesteps(model.scheduler, chain, 0.6)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        latents = torch.cat([model.encode_frames(clip[None]).sample(generator) for clip in clips])
+    progress = tqdm(range(steps), desc=f"ascent lr {lr:g}", mininterval=2)
+    for _ in progress:
+        chosen = torch.randint(len(clips), (batch,), generator=generator)
+        names = [captions[i] for i in chosen.tolist()]
+        prompts = torch.stack([table[""]] * batch + [table[name] for name in names])
+        start = latents[chosen]
+        noisy = editing.corrupt(start, editing.offset_noise(start, 0.1, generator), model.scheduler, grid[0])
+        predict = editing.guided(lambda x, t, prompts=prompts: model.predict(x, t, prompts), 3.0)
+        edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=1, checkpoint=False)
+        indices = sample_segments(batch, FRAMES, segments, generator=generator)
+        frames = clamp_pixels(model.decode_frames(edited, indices), "straight_through").flatten(0, 1)
+        scores = judge.score(frames, [name for name in names for _ in range(segments)]).unflatten(0, (batch, segments))
+        loss = (1 - video_reward(scores, attenuation(indices, FRAMES))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        progress.set_postfix(score=f"{scores.mean().item():.4f}", refresh=False)
+    return model

@@ -1,0 +1,156 @@
+"""Rebuild the menagerie from seeds: `python -m rayvideo.menagerie.build`. Stages that are done are not done again."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, TextToVideoSDPipeline
+from torch import Tensor
+
+from rayvideo.menagerie import quality
+from rayvideo.menagerie.ascent import ascend
+from rayvideo.menagerie.autoencoder import train_autoencoder
+from rayvideo.menagerie.card import write_card
+from rayvideo.menagerie.classifier import KindClassifier, save_classifier, train_classifier
+from rayvideo.menagerie.denoiser import build_scheduler, encode_pool, train_denoiser
+from rayvideo.menagerie.judges import HELD_OUT_JUDGE, TRAINING_JUDGE, JudgeSpec, load_judge, save_judge, train_judge
+from rayvideo.menagerie.pool import Pool
+from rayvideo.menagerie.world import IN_DOMAIN, KINDS, caption_of, evaluation_captions, sample_scene
+from rayvideo.models import load_model
+from rayvideo.rewards.hpsv2 import HPSv2
+
+WEIGHTS = Path(__file__).parent / "weights"
+POOL, POOL_SEED, UNSEEN_SEED = 3000, 7, 8
+
+
+def build_pipeline(work: Path) -> Path:
+    """Autoencoder, text tower and denoiser, as a TextToVideoSDPipeline folder in fp32."""
+    folder = work / "pipeline"
+    if not (folder / "model_index.json").is_file():
+        pool = Pool.drawn(POOL, POOL_SEED, work)
+        if not (work / "vae").is_dir():
+            train_autoencoder(pool, work, crop_steps=3500, steps=1600).save_pretrained(work / "vae")
+        vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
+        latents = encode_pool(vae, pool, work, seed=3)
+        unet, text, tokenizer = train_denoiser(latents, pool, work, short_steps=700, steps=1300)
+        vae = vae.to(memory_format=torch.contiguous_format)
+        TextToVideoSDPipeline(vae, text, tokenizer, unet, build_scheduler()).save_pretrained(folder)
+    return folder
+
+
+def build_classifier(work: Path) -> KindClassifier:
+    """The kind classifier, which no judge and no model learns from."""
+    file = work / "classifier.safetensors"
+    if not file.is_file():
+        save_classifier(train_classifier(Pool.drawn(POOL, POOL_SEED, work), work, steps=900), file)
+    return KindClassifier.load(str(file))
+
+
+def build_judge(spec: JudgeSpec, pipeline: Path, work: Path) -> HPSv2:
+    """A judge in two rounds: the second also learns from clips of greedy runs that fooled the first."""
+    final = work / spec.name
+    if not (final / "judge.pt").is_file():
+        pool = Pool.drawn(POOL, POOL_SEED, work)
+        vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False)
+        first = work / f"{spec.name}-first"
+        model = train_judge(spec, pool, vae, work)
+        if not (first / "judge.pt").is_file():
+            save_judge(model, spec, first)
+        cheats = hacked_frames(pipeline, load_judge(first), spec, work)
+        save_judge(train_judge(spec, pool, vae, work, cheats=cheats), spec, final)
+    return load_judge(final)
+
+
+def hacked_frames(pipeline: Path, judge: HPSv2, spec: JudgeSpec, work: Path) -> tuple[np.ndarray, list[str]]:
+    """Frames of greedy runs against `judge` with the base's for the same captions and noise, and the captions.
+
+    uint8 [N, 2, 64, 64, 3], the hacked frame first.
+    """
+    file = work / f"{spec.name}-cheats.npy"
+    rng = random.Random(spec.seed)
+    captions = [caption_of(sample_scene(rng), rng) for _ in range(24)]
+    if not file.is_file():
+        clips, names = training_clips(32, spec.seed)
+        base = quality.generate(load_model(pipeline), captions, steps=10)
+        pairs = []
+        for lr in spec.greedy:
+            hacked = quality.generate(ascend(pipeline, judge, clips, names, steps=40, lr=lr), captions, steps=10)
+            pairs.append(torch.stack([hacked, base], 2)[:, ::3])
+        frames = (torch.cat(pairs).flatten(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
+        np.save(file, frames.numpy())
+    frames = np.load(file)
+    per_caption = len(frames) // (len(captions) * len(spec.greedy))
+    return frames, [caption for _ in spec.greedy for caption in captions for _ in range(per_caption)]
+
+
+def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Clips of varied quality of the in-domain kinds: [N, 16, 3, 64, 64], and their captions."""
+    pool = Pool.of_kinds(IN_DOMAIN, count, seed)
+    rng = random.Random(seed)
+    clips = np.stack([pool.of_varied_quality(i, seed * 1_000_003 + i) for i in range(count)])
+    return torch.from_numpy(clips).permute(0, 1, 4, 2, 3), [caption_of(scene, rng) for scene in pool.scenes]
+
+
+def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: KindClassifier) -> quality.Report:
+    """Every figure of the card."""
+    unseen = Pool.of_kinds(KINDS, 200, UNSEEN_SEED)
+    model = load_model(pipeline)
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    report: quality.Report = {"autoencoder": quality.autoencoder_figures(vae, unseen, work / "autoencoder.png")}
+    clean = torch.from_numpy(np.stack([unseen.clip(i) for i in range(96)])).permute(0, 1, 4, 2, 3)
+    poor = torch.from_numpy(np.stack([unseen.of_varied_quality(i, i, 1.0) for i in range(96)])).permute(0, 1, 4, 2, 3)
+    rng = random.Random(0)
+    names = [caption_of(scene, rng) for scene in unseen.scenes[:96]]
+    report["clean clips"] = quality.clip_figures(clean, names, judges, classifier, clean)
+    report["degraded clips"] = quality.clip_figures(poor, names, judges, classifier, clean)
+    base = {}
+    for name, captions in evaluation_captions().items():
+        base[name] = quality.generate(model, captions)
+        report[f"base, {name}"] = quality.clip_figures(base[name], captions, judges, classifier, clean)
+        quality.sheet(list(base[name][:10]), work / f"base-{name}.png")
+    for name, judge in judges.items():
+        report[f"{name}: pairs"] = quality.judge_figures(judge, unseen, vae)
+    captions = evaluation_captions()["in_domain"]
+    own, other = judges["judge"], judges["held_out"]
+    report["smooth perturbations"] = quality.perturbation_gain(own, other, base["in_domain"], captions)
+    clips, training_names = training_clips(32, 99)
+    tuned = quality.generate(ascend(pipeline, own, clips, training_names, steps=60, lr=1e-3), captions)
+    report["greedy run (lr 1e-3, 60 steps), in_domain"] = quality.clip_figures(
+        tuned, captions, judges, classifier, clean
+    )
+    quality.sheet(list(tuned[:10]), work / "greedy-in_domain.png")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("work/menagerie"), help="folder for unfinished training")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights and the card")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    pipeline = build_pipeline(arguments.work)
+    classifier = build_classifier(arguments.work)
+    judges = {spec.name: build_judge(spec, pipeline, arguments.work) for spec in (TRAINING_JUDGE, HELD_OUT_JUDGE)}
+    report = measure(arguments.work, pipeline, judges, classifier)
+    publish(arguments.work, arguments.out)
+    write_card(report, arguments.out / "README.md", time.monotonic() - start)
+    print((arguments.out / "README.md").read_text())
+
+
+def publish(work: Path, out: Path) -> None:
+    """Copy the finished parts; the pipeline's weights are stored as fp16, which halves them."""
+    pipeline = TextToVideoSDPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float16)
+    pipeline.save_pretrained(out / "pipeline")
+    for spec in (TRAINING_JUDGE, HELD_OUT_JUDGE):
+        shutil.copytree(work / spec.name, out / spec.name, dirs_exist_ok=True)
+    shutil.copy(work / "classifier.safetensors", out / "classifier.safetensors")
+
+
+if __name__ == "__main__":
+    main()

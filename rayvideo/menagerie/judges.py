@@ -1,0 +1,257 @@
+"""Judges of the menagerie: small open_clip models that learn, as HPSv2 did, from preference pairs.
+
+A judge that only knows clean and degraded frames is fooled within a few dozen steps of gradient ascent. So it also
+learns that nothing may be gained by tricks: smooth perturbations, colour casts, oversaturation, noise through the
+decoder, and whatever its own gradient finds, must lose against the frame they started from.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
+
+from rayvideo.menagerie.denoiser import CONTEXT, build_tokenizer, tokens_of
+from rayvideo.menagerie.fit import Losses, fit
+from rayvideo.menagerie.pool import Pool
+from rayvideo.menagerie.world import COLOURS, FRAMES, KINDS, Scene, caption_of, degrade, sample_degradation
+from rayvideo.rewards.hpsv2 import HPSv2
+
+Cheats = tuple[np.ndarray, list[str]]
+"""Frames of hacked and of base clips, uint8 [N, 2, 64, 64, 3], and their captions."""
+
+SHARPNESS = 30.0  # cosine differences are multiplied by this before the logistic loss: 0.1 apart is nearly certain
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """What makes one judge different from another."""
+
+    name: str
+    seed: int
+    width: int
+    layers: int
+    patch: int
+    tricks: tuple[str, ...]
+    steps: int
+    greedy: tuple[float, ...] = (1e-3, 4e-3)  # learning rates of the runs that try to fool its first version
+    adversary_steps: int = 2
+    batch: int = 24
+
+
+TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 5, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
+HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=700)
+
+
+def config_of(spec: JudgeSpec) -> dict[str, Any]:
+    """open_clip's description of the judge's model."""
+    return {
+        "embed_dim": 96,
+        "vision_cfg": {
+            "image_size": 64,
+            "patch_size": spec.patch,
+            "width": spec.width,
+            "layers": spec.layers,
+            "head_width": 32,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": len(build_tokenizer()),
+            "width": 64,
+            "heads": 4,
+            "layers": 2,
+            "hf_tokenizer_name": "open_clip reads the tokenizer that lies beside this file",
+        },
+    }
+
+
+def save_judge(model: CLIP, spec: JudgeSpec, folder: Path) -> Path:
+    """Write the judge as HPSv2's file is: {"state_dict": …} in judge.pt, its config and tokenizer beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config_of(spec)}, indent=2) + "\n")
+    build_tokenizer().save_pretrained(folder)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    torch.save({"state_dict": weights}, folder / "judge.pt")
+    return folder
+
+
+def load_judge(folder: Path) -> HPSv2:
+    """The judge through the door that the real HPSv2 uses."""
+    return HPSv2.load(folder / "judge.pt", architecture=folder / "open_clip_config.json")
+
+
+def smooth_noise(shape: tuple[int, ...], cells: int, size: int) -> Tensor:
+    """Low-resolution noise in [-1, 1], bicubically enlarged: [N, 3, size, size]."""
+    low = torch.rand(*shape[:2], cells, cells) * 2 - 1
+    return F.interpolate(low, size=(size, size), mode="bicubic", align_corners=False)
+
+
+def trick(name: str, images: Tensor, vae: AutoencoderKL, strength: Tensor) -> Tensor:
+    """A frame that a cheat would show in place of [N, 3, 64, 64]; strength [N, 1, 1, 1] in [0, 1]."""
+    n, _, size, _ = images.shape
+    grey = images.mean(1, keepdim=True)
+    if name == "smooth":
+        changed = images + (0.06 + 0.25 * strength) * smooth_noise(images.shape, random.choice((3, 4, 6, 8, 12)), size)
+    elif name == "cast":
+        changed = images + (0.08 + 0.25 * strength) * F.normalize(torch.randn(n, 3, 1, 1), dim=1)
+    elif name == "vivid":
+        changed = images + (0.4 + strength) * (images - grey)
+        changed = changed + (0.3 + 0.6 * strength) * (changed - changed.mean((2, 3), keepdim=True))
+    elif name == "decoded_noise":
+        latents = vae.encode(images * 2 - 1).latent_dist.mean
+        noise = torch.randn_like(latents) * latents.std() * (0.25 + 0.5 * strength)
+        changed = vae.decode(latents + noise).sample / 2 + 0.5
+    elif name == "ringing":
+        soft = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+        changed = images + (1.0 + 2.0 * strength) * (images - soft)
+    elif name == "grain":
+        changed = images + (0.05 + 0.15 * strength) * torch.randn_like(images)
+    elif name == "posterise":
+        levels = 3 + 3 * (1 - strength)
+        changed = (images * levels).round() / levels
+    else:  # shift: the colour planes slide apart
+        changed = torch.stack(
+            [plane.roll((random.randint(-3, 3), random.randint(-3, 3)), (-2, -1)) for plane in images.unbind(1)], 1
+        )
+    return changed.clamp(0, 1)
+
+
+def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, cheats: Cheats | None = None) -> CLIP:
+    """Train one judge; with `cheats`, a second round goes on from the first and learns from them as well.
+
+    Preferences (logistic loss on cosine differences, as HPSv2's): clean > half degraded > degraded; every frame >
+    its cheated version, also one that two sign steps along the judge's own gradient found, in pixels or in latents;
+    right caption > wrong. Half of the frames pass through the autoencoder first, since every judged frame will have.
+    """
+    torch.manual_seed(spec.seed)
+    random.seed(spec.seed)
+    tokenizer = build_tokenizer()
+    model = CLIP(**config_of(spec))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+
+    def look(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.encode_image((images - mean) / std, normalize=True).float()
+
+    def losses_of(step: int, cheats: Cheats | None) -> Losses:
+        rng = random.Random(f"{spec.name}-{step}")
+        random.seed(step)
+        indices = rng.sample(range(len(pool.scenes)), spec.batch)
+        scenes = [pool.scenes[i] for i in indices]
+        clean, poor = _pair(pool, indices, rng)
+        share = torch.rand(len(clean), 1, 1, 1)
+        half = clean + share * (poor - clean)
+        frames = torch.cat([clean, half, poor])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            rebuilt = vae.decode(vae.encode(frames * 2 - 1).latent_dist.mean).sample.float() / 2 + 0.5
+        through = (torch.rand(len(clean), 1, 1, 1) < 0.7).repeat(3, 1, 1, 1)
+        clean, half, poor = torch.where(through, rebuilt.clamp(0, 1), frames).chunk(3)
+
+        captions = [caption_of(scene, rng) for scene in scenes]
+        names = [f"{scene.colour} {scene.kind}" for scene in scenes]
+        others = [_another(scene, rng) for scene in scenes]
+        with torch.autocast("cpu", torch.bfloat16):
+            texts = model.encode_text(tokens_of(tokenizer, [*captions, *names, *others]), normalize=True).float()
+        text, right, wrong = texts.chunk(3)
+
+        origin = torch.where(torch.rand(len(clean), 1, 1, 1) < 0.6, clean, half)
+        with torch.no_grad():
+            tricked = trick(spec.tricks[step % len(spec.tricks)], origin, vae, torch.rand(len(clean), 1, 1, 1))
+        fooled = _ascend(origin, lambda x: (look(x) * text.detach()).sum(-1), vae if step % 3 == 0 else None, spec)
+        views = [clean, half, poor, origin, tricked, fooled]
+        if cheats is not None:
+            chosen = [rng.randrange(len(cheats[0])) for _ in range(spec.batch)]
+            pairs = torch.from_numpy(cheats[0][chosen]).float().div(255).permute(1, 0, 4, 2, 3)
+            views += list(pairs)
+        seen = look(torch.cat(views)).chunk(len(views))
+        score = [(view * text).sum(-1) for view in seen]
+
+        def prefers(better: Tensor, worse: Tensor) -> Tensor:
+            return F.softplus(-SHARPNESS * (better - worse)).mean()
+
+        matches = model.logit_scale.exp().clamp(max=50) * seen[0] @ text.T
+        target = torch.arange(len(clean))
+        losses = {
+            "quality": prefers(score[0], score[1]) + prefers(score[1], score[2]) + prefers(score[0], score[2]),
+            "tricks": prefers(score[3], score[4]),
+            "adversary": prefers(score[3], score[5]),
+            "caption": prefers((seen[0] * right).sum(-1), (seen[0] * wrong).sum(-1))
+            + prefers((seen[2] * right).sum(-1), (seen[2] * wrong).sum(-1))
+            + 0.5 * (F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target)),
+        }
+        if cheats is not None:
+            with torch.autocast("cpu", torch.bfloat16):
+                shown = model.encode_text(tokens_of(tokenizer, [cheats[1][i] for i in chosen]), normalize=True).float()
+            losses["cheats"] = prefers((seen[7] * shown).sum(-1), (seen[6] * shown).sum(-1))
+        return losses
+
+    fit(f"{spec.name}-first", {"judge": model}, lambda i: losses_of(i, None), steps=spec.steps, lr=1e-3, work=work)
+    if cheats is not None:
+        model.requires_grad_(True)
+        steps = spec.steps // 2
+        fit(spec.name, {"judge": model}, lambda i: losses_of(spec.steps + i, cheats), steps=steps, lr=4e-4, work=work)
+    return model
+
+
+def _pair(pool: Pool, indices: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Clean and degraded version of one frame of each clip, equally mirrored and moved: two [N, 3, 64, 64]."""
+    clean, poor = [], []
+    for index in indices:
+        frame = pool.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
+        worse = degrade(frame, sample_degradation(rng, 1.0), rng.getrandbits(32))
+        down, across, mirror = rng.randint(0, 8), rng.randint(0, 8), rng.random() < 0.5
+        for out, image in ((clean, frame[0]), (poor, worse[0])):
+            size = image.shape[0]
+            moved = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="edge")[down : down + size, across : across + size]
+            out.append(moved[:, ::-1] if mirror else moved)
+    both = torch.from_numpy(np.stack([*clean, *poor]).transpose(0, 3, 1, 2).copy())
+    first, second = both.chunk(2)
+    return first, second
+
+
+def _another(scene: Scene, rng: random.Random) -> str:
+    """A short caption that is wrong in the kind or in the colour."""
+    if rng.random() < 0.5:
+        return f"{rng.choice([c for c in COLOURS if c != scene.colour])} {scene.kind}"
+    return f"{scene.colour} {rng.choice([k for k in KINDS if k != scene.kind])}"
+
+
+def _ascend(origin: Tensor, score: Callable[[Tensor], Tensor], vae: AutoencoderKL | None, spec: JudgeSpec) -> Tensor:
+    """The frames after a few sign steps up the judge's own gradient, in smooth pixels or (with `vae`) in latents."""
+    if vae is None:
+        cells = random.choice((4, 8, 16))
+        start = torch.rand(len(origin), 3, cells, cells) * 2 - 1
+
+        def shown(change: Tensor) -> Tensor:
+            smooth = F.interpolate(change.clamp(-1, 1), size=origin.shape[-2:], mode="bicubic", align_corners=False)
+            return (origin + reach * smooth).clamp(0, 1)
+
+        reach, stride = random.uniform(0.05, 0.25), 0.7
+    else:
+        with torch.no_grad():
+            latents = vae.encode(origin * 2 - 1).latent_dist.mean
+        start = torch.randn_like(latents) * 0.3
+
+        def shown(change: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                decoded = vae.decode(latents + reach * latents.std() * change.clamp(-1.5, 1.5)).sample
+            return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+        reach, stride = random.uniform(0.2, 0.7), 0.6
+    change = start
+    for _ in range(spec.adversary_steps):
+        change.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(shown(change)).sum(), change)
+        change = change.detach() + stride * gradient.sign()
+    with torch.no_grad():
+        return shown(change)
