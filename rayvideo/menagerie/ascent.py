@@ -51,7 +51,11 @@ def ascend(
         prompts = torch.stack([table[""]] * batch + [table[name] for name in names])
         start = latents[chosen]
         noisy = editing.corrupt(start, editing.offset_noise(start, 0.1, generator), model.scheduler, grid[0])
-        predict = editing.guided(lambda x, t, prompts=prompts: model.predict(x, t, prompts), 3.0)
+
+        def predict_pair(latents: Tensor, timestep: Tensor, prompts: Tensor = prompts) -> Tensor:
+            return model.predict(latents, timestep, prompts)
+
+        predict = editing.guided(predict_pair, 3.0)
         edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=1, checkpoint=False)
         indices = sample_segments(batch, FRAMES, segments, generator=generator)
         frames = clamp_pixels(model.decode_frames(edited, indices), "straight_through").flatten(0, 1)

@@ -139,9 +139,8 @@ def train_denoiser(
         return {"noise": F.mse_loss(predicted.float(), noise)}
 
     networks = {"text": text, "unet": unet}
-    short = {"steps": short_steps, "lr": 1e-3, "average": 0.99}
-    fit("denoiser-short", networks, lambda step: losses_of(step, 4, 32), work=work, **short)
+    fit("denoiser-short", networks, lambda i: losses_of(i, 4, 32), steps=short_steps, lr=1e-3, work=work)
     for network in networks.values():
         network.requires_grad_(True)
-    fit("denoiser", networks, lambda step: losses_of(step, FRAMES, 8), steps=steps, lr=8e-4, work=work)
+    fit("denoiser", networks, lambda i: losses_of(i, FRAMES, 8), steps=steps, lr=8e-4, work=work)
     return unet, text, tokenizer

@@ -205,7 +205,8 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
 
 def _pair(pool: Pool, indices: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
     """Clean and degraded version of one frame of each clip, equally mirrored and moved: two [N, 3, 64, 64]."""
-    clean, poor = [], []
+    clean: list[np.ndarray] = []
+    poor: list[np.ndarray] = []
     for index in indices:
         frame = pool.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
         worse = degrade(frame, sample_degradation(rng, 1.0), rng.getrandbits(32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +41,9 @@ def autoencoder_figures(vae: AutoencoderKL, pool: Pool, picture: Path) -> Figure
 
 def generate(model: VideoModel, captions: Sequence[str], steps: int = 20) -> Tensor:
     """One clip per caption with seed 0: [N, 16, 3, 64, 64] in [0, 1]."""
-    size = {"frames": FRAMES, "height": SIZE, "width": SIZE}
-    return generate_clips(model, captions, [0] * len(captions), steps=steps, guidance=3.0, batch_size=8, **size)
+    return generate_clips(
+        model, captions, [0] * len(captions), steps=steps, guidance=3.0, frames=FRAMES, height=SIZE, width=SIZE
+    )
 
 
 @torch.no_grad()
@@ -54,9 +55,9 @@ def score(judge: Reward, clips: Tensor, captions: Sequence[str]) -> Tensor:
 
 
 def clip_figures(
-    clips: Tensor, captions: Sequence[str], judges: dict[str, Reward], classifier: KindClassifier, clean: Tensor
+    clips: Tensor, captions: Sequence[str], judges: Mapping[str, Reward], classifier: KindClassifier, clean: Tensor
 ) -> Figures:
-    """Judges' means and deviations, share of right kinds, KID to `clean` clips, and the measures of motion and colour."""
+    """Judges' means and deviations, right kinds, KID to `clean` clips, motion, flicker and colour."""
     figures: Figures = {}
     for name, judge in judges.items():
         scores = score(judge, clips, captions)
