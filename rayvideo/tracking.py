@@ -33,16 +33,22 @@ from mlflow.exceptions import MlflowException
 from PIL import Image, ImageDraw, ImageFont
 
 from rayvideo.data.video import write_clip
+from rayvideo.errors import UserError
 from rayvideo.recipe import Recipe, RecipeError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
 LONGEST_PARAM = 500  # characters; servers differ in what they take
 CUT = "… (see recipe.yaml)"
+LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 128  # pixels of a frame in a strip
 
 Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
 Item = TypeVar("Item")
+
+
+class TrackingError(UserError, RuntimeError):
+    """MLflow does not have what was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +87,11 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
     client = _client(uri)
     experiment_id = _experiment(client, recipe.tracking.experiment, uri)
     name = recipe.tracking.run_name or Path(run_folder).name
-    tags = {"run_folder": str(run_folder), **versions(), **_commit()}
+    tags = {
+        "run_folder": str(run_folder),
+        **versions(),
+        **{f"mlflow.source.git.{key}": value for key, value in commit().items()},
+    }
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     params = (Param(key, _shorten(value)) for key, value in flatten(_shareable(recipe)))
     for batch in _batches(params, 100):  # the most that MLflow takes at once
@@ -90,16 +100,40 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
     return RunRef(uri, experiment_id, run_id)
 
 
+def find_run(recipe: Recipe, run_id: str) -> RunRef:
+    """A run that exists.
+
+    Raises:
+        TrackingError: the recipe's server or database does not have it.
+    """
+    uri = tracking_uri(recipe)
+    try:
+        run = _client(uri).get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"{_without_login(uri)}: run {run_id} can't be read: {error}") from error
+    return RunRef(uri, run.info.experiment_id, run_id)
+
+
 class Tracker:
     """Writes into one run, from one process at a time.
 
-    Metrics are sent in the background; `flush` and `finish` wait for them and raise what went wrong.
+    Metrics are sent in the background; `flush` and `finish` wait for them and raise what went wrong. A `with` block
+    closes the run at its end: finished, failed after an error, or killed by Ctrl-C.
     """
 
     def __init__(self, ref: RunRef) -> None:
         self.ref = ref
         self._client = _client(ref.uri)
         self._sending: list[Any] = []
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is None:
+            self.finish("FINISHED")
+        else:
+            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One value a metric at an optimizer step."""
@@ -117,7 +151,8 @@ class Tracker:
     def strip(self, name: str, step: int, base: Frames, tuned: Frames, caption: str) -> None:
         """A picture at a step: frames [F, H, W, 3] of the base above those of the tuned model."""
         picture = draw_strip([("base", base), ("tuned", tuned)], caption)
-        self._client.log_image(self.ref.run_id, picture, key=re.sub(r"[^\w\-./ ]", "_", name, flags=re.A), step=step)
+        key = metric_name(name)[:LONGEST_KEY]
+        self._client.log_image(self.ref.run_id, picture, key=key, step=step)
 
     def video(self, path: str, frames: Frames) -> None:
         """Store frames [F, H, W, 3] as an mp4 at `path` among the artifacts."""
@@ -162,6 +197,18 @@ def ui_command(uri: str) -> str:
 def versions() -> dict[str, str]:
     """Python and the libraries whose releases change results."""
     return {"version.python": platform.python_version(), **{f"version.{name}": version(name) for name in LIBRARIES}}
+
+
+def commit() -> dict[str, str]:
+    """The commit of this package's repository, `-dirty` with uncommitted changes; nothing when it has none."""
+    here = Path(__file__).parent
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:  # an environment inside another project's repository must not claim that project's commit
+        for command in (["ls-files", "--error-unmatch", "recipe.py"], describe):
+            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": done.stdout.strip()}
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -242,18 +289,6 @@ def _without_login(uri: str) -> str:
 def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - len(CUT)] + CUT
-
-
-def _commit() -> dict[str, str]:
-    """The commit of this package's repository, `-dirty` with uncommitted changes; nothing when it has none."""
-    here = Path(__file__).parent
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:  # an environment inside another project's repository must not claim that project's commit
-        for command in (["ls-files", "--error-unmatch", "recipe.py"], describe):
-            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return {}
-    return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

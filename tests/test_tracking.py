@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
-from rayvideo.tracking import RunRef, Tracker, create_run, tracking_uri, ui_command
+from rayvideo.tracking import RunRef, Tracker, TrackingError, create_run, find_run, tracking_uri, ui_command
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +137,14 @@ def test_lost_metrics_are_an_error_and_the_run_is_closed(tmp_path: Path) -> None
     with pytest.raises(MlflowException):
         tracker.finish()
     assert MlflowClient(ref.uri).get_run(ref.run_id).info.status == "FINISHED"
+
+
+def test_runs_are_found_again(tmp_path: Path) -> None:
+    ours = recipe(tmp_path)
+    ref = create_run(ours, tmp_path / "run")
+    assert find_run(ours, ref.run_id) == ref
+    with pytest.raises(TrackingError, match="run nosuchrun"):
+        find_run(ours, "nosuchrun")
 
 
 def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,18 +53,18 @@ def generate_clips(
     clips = []
     for start in range(0, len(captions), batch_size):
         chosen = captions[start : start + batch_size]
-        noise = [
-            torch.randn(shape, generator=generator_for(seed, "generate", caption))
+        own = [
+            generator_for(seed, "generate", caption)
             for caption, seed in zip(chosen, seeds[start : start + batch_size], strict=True)
         ]
+        latents = editing.normal((len(chosen), *shape), own, model.device)
         prompts = torch.stack([table[""]] * len(chosen) + [table[caption] for caption in chosen])
-        prompts = prompts.to(model.device, model.dtype)
+        prompts = prompts.to(model.device)
 
         def predict_pair(latents: Tensor, timestep: Tensor, prompts: Tensor = prompts) -> Tensor:
             return model.predict(latents, timestep, prompts)
 
         predict = editing.guided(predict_pair, guidance)
-        latents = torch.stack(noise).to(model.device)
         latents = editing.denoise(predict, latents, model.scheduler, grid, grad_steps=0, checkpoint=False)
         # Clip by clip: decoded frames, not latents, are what fills the memory.
         clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents]

@@ -7,23 +7,32 @@ contrast: a clip that only became more vivid changes by more per frame, yet neit
 from __future__ import annotations
 
 import pkgutil
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image.kid import poly_mmd
+from typing_extensions import Self
 
+from rayvideo.evaluation import EvaluationError
 from rayvideo.recipe import Features
 
+MIN_FRAMES = 4  # that motion is measured on
 GRID = 16  # cells of the coarse picture in which movement is seen
 FLAT = 0.01  # contrast below which a clip counts as flat
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601
 
 
-class FeatureExtractor(Protocol):
-    """What `evaluation.features.type` names: a class with `load(checkpoint)` and this method."""
+class FeatureExtractor(nn.Module, ABC):
+    """What `evaluation.features.type` names; deriving from this class is not needed, having its methods is."""
 
+    @classmethod
+    @abstractmethod
+    def load(cls, checkpoint: str | None) -> Self:
+        """Build the extractor on the CPU."""
+
+    @abstractmethod
     def features(self, frames: Tensor) -> Tensor:
         """Features [N, D] of frames [N, 3, H, W] in [0, 1]."""
 
@@ -51,8 +60,8 @@ def motion(clip: Tensor) -> Tensor:
     Raises:
         ValueError: fewer than 4 frames.
     """
-    if len(clip) < 4:
-        raise ValueError(f"motion needs at least 4 frames, got {len(clip)}")
+    if len(clip) < MIN_FRAMES:
+        raise ValueError(f"motion needs at least {MIN_FRAMES} frames, got {len(clip)}")
     coarse = F.adaptive_avg_pool2d(_luma(clip), GRID)
     coarse = coarse - coarse.mean((-2, -1), keepdim=True)
     change = coarse[2:] - coarse[:-2]
@@ -97,10 +106,18 @@ def colourfulness(clip: Tensor) -> Tensor:
     return (spread.norm(dim=0) + 0.3 * offset.norm(dim=0)).mean()
 
 
-def load_features(features: Features) -> FeatureExtractor:
-    """The extractor that `evaluation.features` names."""
-    extractor: FeatureExtractor = pkgutil.resolve_name(features.type).load(features.checkpoint)
-    return extractor
+def load_features(options: Features) -> FeatureExtractor:
+    """The extractor that `evaluation.features` names, in eval mode.
+
+    Raises:
+        EvaluationError: its class can't be imported.
+    """
+    try:
+        kind = pkgutil.resolve_name(options.type)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise EvaluationError(f"evaluation.features.type {options.type!r} can't be imported: {error}") from error
+    extractor: FeatureExtractor = kind.load(options.checkpoint)
+    return extractor.eval()
 
 
 def kid(generated: Tensor, reference: Tensor, *, subsets: int = 50, size: int = 200, seed: int = 0) -> Tensor:

@@ -1,0 +1,109 @@
+"""Compare base and tuned model on the same captions and seeds: judge, measure, and look at the clips.
+
+    python jobs/evaluate.py --recipe jobs/recipes/menagerie.yaml tracking.run_name=first
+    python jobs/evaluate.py --recipe R --adapter DIR --captions new=new.txt non=non.txt --out DIR
+
+Writes report/index.html, clips.parquet and summary.json into the run folder (or --out), and logs to the run's MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from rayvideo import command
+from rayvideo.data.storage import join, read_bytes
+from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.compare import check, evaluate
+from rayvideo.evaluation.findings import print_table
+from rayvideo.evaluation.folder import is_file, read_summary
+from rayvideo.evaluation.publish import publish, track
+from rayvideo.evaluation.report import write_report
+from rayvideo.recipe import Recipe, load_recipe
+from rayvideo.tracking import Tracker, commit, create_run, find_run, ui_command, versions
+
+LOG_WIDTH = 120  # columns of the table where no terminal says otherwise
+
+
+def main(args: argparse.Namespace) -> None:
+    sets, overrides = _split(args.captions)
+    recipe = load_recipe(args.recipe, [*args.overrides, *overrides])
+    if sets:
+        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
+    run_folder = join(recipe.storage, recipe.tracking.run_name) if recipe.tracking.run_name else None
+    out = args.out or run_folder
+    adapter = args.adapter or (run_folder and join(run_folder, "adapter"))
+    if out is None or (adapter is None and not args.base_only):
+        raise EvaluationError(
+            "which run? Set tracking.run_name=NAME, or give --out DIR with --adapter DIR or --base-only"
+        )
+    if args.base_only:
+        adapter = None
+    check(recipe, adapter)
+
+    trained = read_summary(run_folder) if run_folder else {}
+    tuning = trained.get("mlflow")
+    ref = find_run(recipe, tuning["run_id"]) if tuning else create_run(recipe, out)
+    # The run of the fine-tuning is closed already; one of our own ends with us.
+    with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
+        work = Path(folder)
+        command.start_ray(recipe)
+        comparison = evaluate(recipe, adapter, work)
+        metrics = join(run_folder, "metrics.jsonl") if run_folder else ""
+        curve = read_bytes(metrics).decode() if is_file(metrics) else None
+        write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)
+        summary = publish(recipe, comparison, adapter, work, out, tracker)
+        track(comparison, summary, work, tracker, step=trained.get("steps", 0))
+
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
+    print_table(recipe, comparison, console)
+    console.print(f"Report: {summary['evaluation']['report']}", soft_wrap=True, markup=False)
+    console.print(f"MLflow: {ui_command(ref.uri)}", soft_wrap=True, markup=False)
+
+
+def _facts(recipe: Recipe, adapter: str | None, tracker: Tracker) -> dict[str, str]:
+    """What the report's head says."""
+    return {
+        "model": recipe.model.path,
+        "adapter": adapter or "none",
+        "chain": f"{recipe.evaluation.steps} DDIM steps, guidance {recipe.evaluation.guidance:g}",
+        "MLflow run": tracker.ref.run_id,
+        **commit(),
+        **{name.removeprefix("version."): number for name, number in versions().items()},
+    }
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """NAME=FILE words as caption sets; an override that follows them on the command line is told by its section."""
+    sets, overrides = {}, []
+    for word in words:
+        name, equals, file = word.partition("=")
+        if name.partition(".")[0] in Recipe.model_fields:
+            overrides.append(word)
+        elif not equals or not name or not file:
+            raise EvaluationError(f"--captions {word!r} is not of the form NAME=FILE")
+        else:
+            sets[name] = file
+    return sets, overrides
+
+
+if __name__ == "__main__":
+    parser = command.recipe_arguments(__doc__ or "")
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="caption sets (default: recipe's)",
+    )
+    parser.add_argument("--adapter", metavar="DIR", help="default: the adapter in the folder of tracking.run_name")
+    parser.add_argument("--base-only", action="store_true", help="evaluate the model without an adapter")
+    parser.add_argument("--out", metavar="DIR", help="default: the folder of tracking.run_name")
+    command.run(main, parser)

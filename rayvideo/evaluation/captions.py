@@ -1,0 +1,58 @@
+"""The caption sets of an evaluation, and the few captions of each that are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from rayvideo.data.manifest import read_captions
+from rayvideo.recipe import Recipe
+
+Item = TypeVar("Item")
+
+
+class Prompt(NamedTuple):
+    """What one clip is made from."""
+
+    set: str
+    caption: str
+    seed: int
+
+
+def prompts(recipe: Recipe) -> list[Prompt]:
+    """Every distinct caption of every set with every seed, set by set; at most `evaluation.max_captions` of each set.
+
+    Raises:
+        ManifestError: naming the caption file that can't be read.
+    """
+    options = recipe.evaluation
+    found = []
+    for name, path in options.sets.items():
+        captions = list(dict.fromkeys(entry.caption for entry in read_captions(path)))
+        chosen = spread(captions, options.max_captions or len(captions))
+        found += [Prompt(name, caption, seed) for caption in chosen for seed in options.seeds]
+    return found
+
+
+def shown(recipe: Recipe) -> list[Prompt]:
+    """The prompts whose clips are looked at: `evaluation.previews` captions of each set, with the first seed."""
+    options = recipe.evaluation
+    everything = [prompt for prompt in prompts(recipe) if prompt.seed == options.seeds[0]]
+    return [
+        prompt
+        for name in options.sets
+        for prompt in spread([each for each in everything if each.set == name], options.previews)
+    ]
+
+
+def file_name(number: int, prompt: Prompt) -> str:
+    """A name for a shown prompt's files, unique by its number among them."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{prompt.set}-{prompt.caption}").strip("-").lower()
+    return f"{number:02d}-{words[:60]}"
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` items at even distances, or all if there are fewer: lists are often sorted by subject."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

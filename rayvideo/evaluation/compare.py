@@ -1,0 +1,202 @@
+"""Base against tuned model: the same captions and seeds, judged, measured and summed up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from rayvideo.data.manifest import read_manifest
+from rayvideo.data.storage import join
+from rayvideo.data.video import write_clip
+from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
+from rayvideo.evaluation.folder import is_file
+from rayvideo.evaluation.judge import judge_clips
+from rayvideo.evaluation.metrics import MIN_FRAMES, kid
+from rayvideo.evaluation.workers import Clips, Variant, Workers
+from rayvideo.progress import progress
+from rayvideo.recipe import Recipe
+from rayvideo.serving.pool import RewardPool
+
+Figures = dict[str, dict[str, float]]
+"""Metric -> {"mean", "std", "n"}: over clips (std of the sample), for "kid" over random draws of frames."""
+
+
+@dataclass
+class Preview:
+    """The clips of one prompt that people look at."""
+
+    prompt: Prompt
+    name: str
+    """Unique, and fit for a file name."""
+    pixels: dict[Variant, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """[F, H, W, 3]"""
+    files: dict[Variant, str] = field(default_factory=dict)
+    """Paths below the evaluation's folder."""
+
+
+@dataclass
+class Comparison:
+    """What an evaluation found."""
+
+    rows: list[dict[str, Any]]
+    """One per clip: set, variant, caption, seed, file, every score and measure."""
+    sets: dict[str, dict[Variant, Figures]]
+    reference: Figures
+    """The same figures of the real clips; empty without `evaluation.features`."""
+    unreadable: int
+    """Real clips that could not be read."""
+    previews: list[Preview]
+    seconds: float
+
+    @property
+    def has_tuned(self) -> bool:
+        return any("tuned" in variants for variants in self.sets.values())
+
+    def gain(self, metric: str) -> dict[str, float | None]:
+        """Set -> (mean of tuned - mean of base) / standard deviation of the base's clips; None if that is 0."""
+        gains: dict[str, float | None] = {}
+        for name, figures in self.sets.items():
+            base, tuned = figures["base"][metric], figures["tuned"][metric]
+            gains[name] = (tuned["mean"] - base["mean"]) / base["std"] if base["std"] else None
+        return gains
+
+    def wins(self, metric: str) -> dict[str, float]:
+        """Set -> share of prompts whose tuned clip scores higher than its base clip."""
+        pairs: dict[tuple[str, str, int], dict[Variant, float]] = defaultdict(dict)
+        for row in self.rows:
+            pairs[row["set"], row["caption"], row["seed"]][row["variant"]] = row[metric]
+        won = {
+            name: [pair["tuned"] > pair["base"] for (owner, *_), pair in pairs.items() if owner == name]
+            for name in self.sets
+        }
+        return {name: sum(each) / len(each) for name, each in won.items()}
+
+
+def check(recipe: Recipe, adapter: str | None) -> None:
+    """Refuse what would fail later, before anything is started.
+
+    Raises:
+        EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
+        ManifestError: captions or reference clips can't be read.
+    """
+    if recipe.data.frames < MIN_FRAMES:
+        raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")
+    if not prompts(recipe):
+        raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")
+    if adapter is not None and not is_file(join(adapter, "adapter_config.json")):
+        raise EvaluationError(f"{adapter} holds no adapter_config.json; train an adapter or name its folder")
+    if recipe.evaluation.features:
+        read_manifest(recipe.evaluation.features.reference)
+
+
+def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
+    """Generate, judge and measure the clips of every prompt; needs a running Ray.
+
+    Writes one row a clip to `folder`/clips.parquet, and the clips that people look at to `folder`/report/clips.
+
+    Args:
+        adapter: Folder or URI of the trained adapter; None evaluates the base alone.
+
+    Raises:
+        EvaluationError: also when more than `data.max_bad_fraction` of the reference clips can't be read.
+        RewardError: naming the judge that fails.
+    """
+    started = time.monotonic()
+    everything = prompts(recipe)
+    previews = {prompt: Preview(prompt, file_name(i, prompt)) for i, prompt in enumerate(shown(recipe))}
+    rows: list[dict[str, Any]] = []
+    features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
+    pool = RewardPool([*recipe.reward.judges, *recipe.evaluation.judges])
+    try:
+        with Workers(recipe, adapter) as workers:
+            pool.wait_until_ready()
+            real_rows, real_features, unreadable = _read_reference(recipe, workers, pool)
+            with progress("generating and judging", len(everything), unit="caption") as bar:
+                for batch, clips in workers.generate(everything):
+                    for variant, made in clips.items():
+                        scored = _score(recipe, pool, made, [prompt.caption for prompt in batch])
+                        for i, prompt in enumerate(batch):
+                            if prompt in previews:
+                                _keep(previews[prompt], variant, made.pixels[i], folder)
+                            file = previews[prompt].files[variant] if prompt in previews else None
+                            rows.append({**prompt._asdict(), "variant": variant, "file": file, **scored[i]})
+                            if made.features is not None:
+                                features[prompt.set, variant].append(made.features[i])
+                    bar.update(len(batch))
+    finally:
+        pool.close()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "clips.parquet")
+    sets: dict[str, dict[Variant, Figures]] = defaultdict(dict)
+    for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
+        sets[name][variant] = _figures(row for row in rows if (row["set"], row["variant"]) == (name, variant))
+        if real_features:
+            draws = kid(torch.cat(features[name, variant]), torch.cat(real_features), seed=recipe.seed)
+            sets[name][variant]["kid"] = _spread_of(draws.tolist())
+    seconds = time.monotonic() - started
+    return Comparison(rows, dict(sets), _figures(real_rows), unreadable, list(previews.values()), seconds)
+
+
+def _read_reference(
+    recipe: Recipe, workers: Workers, pool: RewardPool
+) -> tuple[list[dict[str, Any]], list[Tensor], int]:
+    """Scores and measures of each real clip, their features, and how many clips could not be read."""
+    options = recipe.evaluation.features
+    if options is None:
+        return [], [], 0
+    entries = read_manifest(options.reference)
+    rows: list[dict[str, Any]] = []
+    features: list[Tensor] = []
+    with progress("reading reference clips", len(entries)) as bar:
+        for good, clips in workers.read(entries):
+            if clips is not None and clips.features is not None:
+                rows += _score(recipe, pool, clips, [entry["caption"] for entry in good])
+                features += clips.features
+            bar.update(len(good))
+    bad = len(entries) - len(rows)
+    if bad > recipe.data.max_bad_fraction * len(entries):
+        raise EvaluationError(
+            f"evaluation.features.reference {options.reference}: {bad} of {len(entries)} clips can't be read, "
+            f"more than data.max_bad_fraction {recipe.data.max_bad_fraction:g}"
+        )
+    return rows, features, bad
+
+
+def _score(recipe: Recipe, pool: RewardPool, clips: Clips, captions: Sequence[str]) -> list[dict[str, float]]:
+    scores = judge_clips(pool, clips.pixels, captions, recipe.reward.segments)
+    return [
+        {**{judge: raw[i].item() for judge, raw in scores.items()}, **measures}
+        for i, measures in enumerate(clips.measures)
+    ]
+
+
+def _figures(rows: Iterable[dict[str, Any]]) -> Figures:
+    columns: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float):
+                columns[name].append(value)
+    return {name: _spread_of(values) for name, values in columns.items()}
+
+
+def _spread_of(values: Sequence[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "std": deviation, "n": len(values)}
+
+
+def _keep(preview: Preview, variant: Variant, pixels: npt.NDArray[np.uint8], folder: Path) -> None:
+    preview.pixels[variant] = pixels
+    preview.files[variant] = f"report/clips/{preview.name}-{variant}.mp4"
+    write_clip(folder / preview.files[variant], pixels)

@@ -1,0 +1,23 @@
+"""What lies in a run folder, local or in a bucket."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from rayvideo.data.storage import join, locate, read_bytes
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """What jobs have written into `folder`/summary.json so far; empty if none has."""
+    path = join(folder, "summary.json")
+    return json.loads(read_bytes(path)) if is_file(path) else {}
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file."""
+    filesystem, inner = locate(path)
+    return bool(filesystem.get_file_info(inner).type == pa.fs.FileType.File)

@@ -1,0 +1,133 @@
+"""Base against tuned clips while training goes on: a few captions, made by the training workers themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rayvideo.data.storage import join
+from rayvideo.data.video import write_clip
+from rayvideo.evaluation.captions import file_name, shown
+from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
+from rayvideo.evaluation.judge import judge_clips
+from rayvideo.evaluation.metrics import flicker, motion
+from rayvideo.models import VideoModel, load_model
+from rayvideo.models.lora import adapter_disabled
+from rayvideo.recipe import Recipe
+from rayvideo.serving.pool import RewardPool
+from rayvideo.tracking import Tracker
+
+Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
+
+
+def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
+    """Caption -> embedding [L, C] of all captions that are shown; loads the text tower for it and lets it go."""
+    captions = [prompt.caption for prompt in shown(recipe)]
+    return embed_captions(load_model(recipe.model.path, parts=("text",)), captions) if captions else {}
+
+
+class Previews:
+    """Clips of the same captions and seeds at every comparison; every rank must call `show` equally often.
+
+    Each rank makes an equal share with equally many forward passes, as ZeRO-3 needs it, and rank 0 logs them all:
+    strips, mp4s with the base's clip on the left (also under `run_folder`/samples), and figures per set.
+
+    Args:
+        model: With denoiser (or the engine around it) and VAE; the adapter is switched off for the base's clips.
+        embeddings: What `embed_shown` gave.
+        pool: Judges the clips.
+        tracker: Of the run, on rank 0; other ranks need none.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: VideoModel,
+        embeddings: Mapping[str, Tensor],
+        pool: RewardPool,
+        run_folder: str,
+        tracker: Tracker | None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._recipe = recipe
+        self._model = model
+        self._embeddings = embeddings
+        self._pool = pool
+        self._run_folder = run_folder
+        self._tracker = tracker
+        self._rank = rank
+        self._world_size = world_size
+        self._prompts = shown(recipe)
+        self._base: Pixels | None = None
+
+    def show(self, step: int) -> dict[str, float]:
+        """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures per set."""
+        if not self._prompts:
+            return {}
+        if self._base is None:
+            with adapter_disabled(self._model.denoiser):
+                self._base = self._generate()
+        tuned = self._generate()
+        if self._tracker is None:
+            return {}
+        folder = f"samples/step-{step:06d}"
+        for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
+            side_by_side = np.concatenate([base, after], axis=2)
+            file = f"{folder}/{file_name(number, prompt)}.mp4"
+            self._tracker.strip(f"{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)
+            self._tracker.video(file, side_by_side)
+            write_clip(join(self._run_folder, file), side_by_side)
+        figures = {**self._figures("base", self._base), **self._figures("tuned", tuned)}
+        self._tracker.log(step, figures)
+        return figures
+
+    def _generate(self) -> Pixels:
+        """Every prompt's clip, on every rank."""
+        share = math.ceil(len(self._prompts) / self._world_size)
+        # Ranks without a prompt of their own repeat the first, so that all run the same forward passes.
+        padded = self._prompts + [self._prompts[0]] * (share * self._world_size - len(self._prompts))
+        own = padded[self._rank * share : (self._rank + 1) * share]
+        options, data = self._recipe.evaluation, self._recipe.data
+        clips = generate_clips(
+            self._model,
+            [prompt.caption for prompt in own],
+            [prompt.seed for prompt in own],
+            steps=options.steps,
+            guidance=options.guidance,
+            frames=data.frames,
+            height=data.height,
+            width=data.width,
+            batch_size=options.batch_size,
+            embeddings=self._embeddings,
+        )
+        pixels = torch.from_numpy(to_pixels(clips)).to(self._model.device)
+        shares = [pixels]
+        if self._world_size > 1:
+            shares = [torch.empty_like(pixels) for _ in range(self._world_size)]
+            dist.all_gather(shares, pixels)
+        return torch.cat(shares)[: len(self._prompts)].cpu().numpy()
+
+    def _figures(self, variant: str, clips: Pixels) -> dict[str, float]:
+        """Means over each set's clips: raw scores of the pool's judges, motion and flicker."""
+        scores = judge_clips(
+            self._pool, clips, [prompt.caption for prompt in self._prompts], self._recipe.reward.segments
+        )
+        columns = {judge: raw.tolist() for judge, raw in scores.items()}
+        frames = to_frames(clips)
+        columns |= {"motion": [motion(x).item() for x in frames], "flicker": [flicker(x).item() for x in frames]}
+        return {
+            f"preview/{name}/{metric}/{variant}": fmean(
+                value for value, prompt in zip(values, self._prompts, strict=True) if prompt.set == name
+            )
+            for name in dict.fromkeys(prompt.set for prompt in self._prompts)
+            for metric, values in columns.items()
+        }

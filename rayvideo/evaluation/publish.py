@@ -1,0 +1,67 @@
+"""Where an evaluation's results go: the run folder and MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from rayvideo.data.storage import join, locate, write_bytes
+from rayvideo.evaluation.compare import Comparison
+from rayvideo.evaluation.findings import figures_of
+from rayvideo.evaluation.folder import read_summary
+from rayvideo.recipe import Recipe
+from rayvideo.tracking import Tracker, versions
+
+
+def publish(
+    recipe: Recipe, comparison: Comparison, adapter: str | None, work: Path, out: str, tracker: Tracker
+) -> dict[str, Any]:
+    """Copy `work` (clips.parquet, report/) to `out`, and add the figures to `out`/summary.json, which is returned.
+
+    Keys of other jobs in summary.json, such as fine-tuning's, stay as they are.
+    """
+    filesystem, inner = locate(out)
+    filesystem.create_dir(inner, recursive=True)
+    pa.fs.copy_files(str(work), inner, source_filesystem=pa.fs.LocalFileSystem(), destination_filesystem=filesystem)
+    details = {
+        "adapter": adapter,
+        "report": join(out, "report/index.html"),
+        "clips": join(out, "clips.parquet"),
+        "seconds": round(comparison.seconds, 1),
+        "unreadable_reference_clips": comparison.unreadable,
+        "mlflow": tracker.ref.shareable(),
+        "versions": versions(),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    summary = {**read_summary(out), **figures_of(recipe, comparison), "evaluation": details}
+    write_bytes(join(out, "summary.json"), json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def track(comparison: Comparison, summary: dict[str, Any], work: Path, tracker: Tracker, step: int) -> None:
+    """Log the means of every set, a strip for each shown prompt, and the report with its clips."""
+    means = {
+        f"eval/{name}/{metric}/{variant}": figure["mean"]
+        for name, variants in comparison.sets.items()
+        for variant, figures in variants.items()
+        for metric, figure in figures.items()
+    }
+    gains = {
+        f"eval/{name}/{judge}/gain_in_base_std": gain
+        for name, judges in summary.get("gain_in_base_std", {}).items()
+        for judge, gain in judges.items()
+        if gain is not None
+    }
+    tracker.log(step, means | gains)
+    for preview in comparison.previews:
+        if "tuned" in preview.pixels:
+            prompt = preview.prompt
+            name = f"eval/{prompt.set}/{prompt.caption}"
+            tracker.strip(name, step, preview.pixels["base"], preview.pixels["tuned"], prompt.caption)
+    tracker.artifacts(work / "report", "report")
+    tracker.artifacts(work / "clips.parquet", "report")
+    tracker.flush()

@@ -1,0 +1,188 @@
+"""report/index.html: one file that needs no server and no network, with the clips inside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from rayvideo.evaluation.compare import Comparison, Figures, Preview
+from rayvideo.evaluation.findings import change, roles, warnings
+from rayvideo.recipe import Recipe
+
+MEASURES = {
+    "kid": ("KID", "distance of the judged frames' features to those of real clips; lower is nearer"),
+    "motion": ("motion", "lasting change per frame, relative to the clip's contrast; 0 is a still picture"),
+    "flicker": ("flicker", "how far pixels stick out of both neighbouring frames, relative to the clip's contrast"),
+    "frame_consistency": ("consistency", "correlation of each frame with the next; 1 is a still picture"),
+    "contrast": ("contrast", "standard deviation of brightness within a frame, 0 to 0.5"),
+    "saturation": ("saturation", "mean saturation of the colours, 0 to 1"),
+    "colourfulness": ("colourfulness", "Hasler and Süsstrunk's M3: 0 grey, 33 moderate, 82 high"),
+}
+MEASURE = "measure"
+CHART = (680, 240)  # pixels
+SMOOTHING = 0.05  # of a curve's length: the window of the bold line
+
+
+@dataclass
+class Column:
+    """A metric as the table shows it."""
+
+    key: str
+    title: str
+    role: str
+    """"training judge", "held-out judge" or "measure"."""
+    note: str
+
+
+@dataclass
+class Cell:
+    """One figure of the table."""
+
+    text: str
+    spread: str = ""
+    tone: str = ""
+    """"good", "bad" or neither."""
+
+
+@dataclass
+class Curve:
+    """A metric over training, as points of a chart of CHART's size."""
+
+    title: str
+    raw: str
+    """SVG points of every step."""
+    smooth: str
+    """SVG points of the running mean."""
+    lowest: float
+    highest: float
+    first_step: int
+    last_step: int
+
+
+def write_report(
+    folder: Path, recipe: Recipe, comparison: Comparison, facts: dict[str, str], metrics: str | None = None
+) -> Path:
+    """Write `folder`/report/index.html and return its path.
+
+    Args:
+        facts: What the head of the page says, such as run, adapter, commit.
+        metrics: Content of the run's metrics.jsonl, for the reward curve.
+    """
+    environment = Environment(
+        loader=PackageLoader("rayvideo.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    columns = _columns(recipe, comparison)
+    page = environment.get_template("report.html.j2").render(
+        title=recipe.tracking.run_name or "evaluation",
+        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        facts=facts,
+        warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
+        has_tuned=comparison.has_tuned,
+        columns=columns,
+        sets={name: _rows(comparison, name, columns) for name in comparison.sets},
+        reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
+        unreadable=comparison.unreadable,
+        segments=recipe.reward.segments,
+        curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
+        chart=CHART,
+        previews=_grouped(comparison.previews, folder),
+        recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    path = folder / "report" / "index.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page)
+    return path
+
+
+def _columns(recipe: Recipe, comparison: Comparison) -> list[Column]:
+    resize = {judge.name: judge.resize for judge in (*recipe.reward.judges, *recipe.evaluation.judges)}
+    columns = [
+        Column(name, name, f"{role} judge", f"raw score; frames resized {resize[name]}")
+        for name, role in roles(recipe).items()
+    ]
+    measured = next(iter(comparison.sets.values()))["base"]
+    return columns + [Column(key, title, MEASURE, note) for key, (title, note) in MEASURES.items() if key in measured]
+
+
+def _rows(comparison: Comparison, name: str, columns: Sequence[Column]) -> dict[str, list[Cell]]:
+    """Row title -> cells: base, tuned and what changed."""
+    variants = comparison.sets[name]
+    rows = {str(variant): [_cell(figures, column.key) for column in columns] for variant, figures in variants.items()}
+    if "tuned" in variants:
+        rows["change"] = [_change(comparison, name, column) for column in columns]
+    return rows
+
+
+def _cell(figures: Figures, key: str) -> Cell:
+    if key not in figures:
+        return Cell("–")
+    return Cell(_number(figures[key]["mean"]), f"± {_number(figures[key]['std'])}")
+
+
+def _change(comparison: Comparison, name: str, column: Column) -> Cell:
+    base, tuned = comparison.sets[name]["base"], comparison.sets[name]["tuned"]
+    if column.key == "kid":  # may be around 0, where a share says nothing
+        return Cell(f"{tuned['kid']['mean'] - base['kid']['mean']:+.4f}")
+    if column.role == MEASURE:
+        return Cell(f"{change(base, tuned, column.key):+.0%}")
+    gain = comparison.gain(column.key)[name]
+    better = f"better in {comparison.wins(column.key)[name]:.0%}"
+    if gain is None:
+        return Cell("–", better)
+    return Cell(f"{gain:+.2f} σ", better, "good" if gain > 0 else "bad" if gain < 0 else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _histories(recipe: Recipe, metrics: str) -> dict[str, list[tuple[int, float]]]:
+    """Reward curves of metrics.jsonl: metric -> (step, value); a step that was done again counts once."""
+    found: dict[str, dict[int, float]] = {}
+    for line in metrics.splitlines():
+        entry = json.loads(line)
+        for key in ["reward", *(f"score/{judge.name}" for judge in recipe.reward.judges)]:
+            if key in entry:
+                found.setdefault(key, {})[entry["step"]] = entry[key]
+    return {key: sorted(values.items()) for key, values in found.items() if len(values) > 1}
+
+
+def _curve(title: str, history: Sequence[tuple[int, float]]) -> Curve:
+    steps, values = zip(*history, strict=True)
+    lowest, highest = min(values), max(values)
+    width, height = CHART
+
+    def points(heights: Sequence[float]) -> str:
+        across = width / (steps[-1] - steps[0])
+        up = height / ((highest - lowest) or 1)
+        return " ".join(
+            f"{(step - steps[0]) * across:.1f},{height - (value - lowest) * up:.1f}"
+            for step, value in zip(steps, heights, strict=True)
+        )
+
+    half = max(1, round(SMOOTHING * len(values)))
+    means = [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    return Curve(title, points(values), points(means), lowest, highest, steps[0], steps[-1])
+
+
+def _grouped(previews: Sequence[Preview], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Set -> its shown prompts with their clips as data URIs, so that the page works wherever it is opened."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for preview in previews:
+        clips = {
+            variant: "data:video/mp4;base64," + base64.b64encode((folder / file).read_bytes()).decode()
+            for variant, file in preview.files.items()
+        }
+        entry = {"caption": preview.prompt.caption, "seed": preview.prompt.seed, "clips": clips}
+        groups.setdefault(preview.prompt.set, []).append(entry)
+    return groups

@@ -1,0 +1,152 @@
+"""Ray actors that do an evaluation's heavy work: generate clips, read real ones, measure both."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.util import ActorPool
+from torch import Tensor
+
+from rayvideo.data.manifest import Entry
+from rayvideo.data.storage import locate
+from rayvideo.data.video import ClipError, read_clip
+from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.captions import Prompt
+from rayvideo.evaluation.generate import generate_clips, to_frames, to_pixels
+from rayvideo.evaluation.judge import judged_frames
+from rayvideo.evaluation.metrics import FeatureExtractor, load_features, measure
+from rayvideo.models import VideoModel, load_model
+from rayvideo.models.lora import adapter_disabled, load_adapter
+from rayvideo.precision import DTYPES
+from rayvideo.recipe import Recipe
+
+Variant = Literal["base", "tuned"]
+
+
+@dataclass
+class Clips:
+    """Clips and what was measured on them."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[N, F, H, W, 3]"""
+    measures: list[dict[str, float]]
+    """What `metrics.measure` says of each clip."""
+    features: Tensor | None
+    """Of the judged frames, [N, S, D]; None without an extractor."""
+
+
+# Stateless between calls, so a call that dies with its process is made again with the same result.
+@ray.remote(max_restarts=-1, max_task_retries=2)
+class ClipWorker:
+    """Holds the model with its adapter and the feature extractor; each is loaded when it is first needed."""
+
+    def __init__(self, recipe: Recipe, adapter: str | None) -> None:
+        self._recipe = recipe
+        self._adapter = adapter
+        self._device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
+
+    def generate(self, prompts: Sequence[Prompt]) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
+        """The prompts, and their clips by the base and, if there is an adapter, by the tuned model."""
+        variants: dict[Variant, AbstractContextManager[None]] = {"base": nullcontext()}
+        if self._adapter is not None:
+            variants = {"base": adapter_disabled(self._model.denoiser), "tuned": nullcontext()}
+        options, data = self._recipe.evaluation, self._recipe.data
+        clips: dict[Variant, Clips] = {}
+        for variant, context in variants.items():
+            with context:
+                generated = generate_clips(
+                    self._model,
+                    [prompt.caption for prompt in prompts],
+                    [prompt.seed for prompt in prompts],
+                    steps=options.steps,
+                    guidance=options.guidance,
+                    frames=data.frames,
+                    height=data.height,
+                    width=data.width,
+                    batch_size=options.batch_size,
+                )
+            clips[variant] = self._measured(to_pixels(generated))
+        return prompts, clips
+
+    def read(self, entries: Sequence[Entry]) -> tuple[list[Entry], Clips | None]:
+        """The real clips of a manifest that can be read, and their entries."""
+        data = self._recipe.data
+        good, pixels = [], []
+        for entry in entries:
+            try:
+                pixels.append(read_clip(entry["video"], data.frames, data.fps, data.height, data.width))
+                good.append(entry)
+            except ClipError:
+                continue  # counted by the caller
+        return good, self._measured(np.stack(pixels)) if good else None
+
+    def _measured(self, pixels: npt.NDArray[np.uint8]) -> Clips:
+        features = None
+        if self._features is not None:
+            frames = judged_frames(pixels, self._recipe.reward.segments)
+            with torch.no_grad():
+                flat = self._features.features(frames.flatten(0, 1).to(self._device)).float().cpu()
+            features = flat.unflatten(0, frames.shape[:2])
+        return Clips(pixels, [measure(clip) for clip in to_frames(pixels)], features)
+
+    @cached_property
+    def _model(self) -> VideoModel:
+        model = load_model(self._recipe.model.path, dtype=DTYPES[self._recipe.training.precision], device=self._device)
+        if self._adapter is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                filesystem, inner = locate(self._adapter)
+                pa.fs.copy_files(inner, folder, source_filesystem=filesystem)
+                model.denoiser = load_adapter(model.denoiser, Path(folder)).to(self._device)
+        return model
+
+    @cached_property
+    def _features(self) -> FeatureExtractor | None:
+        options = self._recipe.evaluation.features
+        return load_features(options).to(self._device) if options else None
+
+
+class Workers:
+    """`evaluation.workers` of them; use it in a `with` block, at whose end they are gone."""
+
+    def __init__(self, recipe: Recipe, adapter: str | None) -> None:
+        options = recipe.evaluation
+        kind = ClipWorker.options(  # type: ignore[attr-defined]
+            num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker
+        )
+        self._batch_size = options.batch_size
+        self._actors = [kind.remote(recipe, adapter) for _ in range(options.workers)]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Sequence[Prompt], dict[Variant, Clips]]]:
+        """Clips batch by batch, in the order of the prompts."""
+        return self._spread(lambda actor, batch: actor.generate.remote(batch), prompts)
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], Clips | None]]:
+        """The readable ones of real clips, batch by batch, in the order of the entries."""
+        return self._spread(lambda actor, batch: actor.read.remote(batch), entries)
+
+    def _spread(self, call: Callable[[Any, Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        batches = [items[start : start + self._batch_size] for start in range(0, len(items), self._batch_size)]
+        try:
+            yield from ActorPool(self._actors).map(call, batches)
+        except RayActorError as error:
+            raise EvaluationError(f"an actor that generates clips died: {error}") from error

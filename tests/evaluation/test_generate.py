@@ -1,0 +1,82 @@
+"""A clip is a function of its caption and its seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import TextToVideoSDPipeline
+from torch import Tensor
+
+from rayvideo import editing
+from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
+from rayvideo.models import VideoModel, load_model
+from rayvideo.seeding import generator_for
+
+CAPTIONS = ["red cat", "dog jumping", "a blue bird", "red cat", "cow"]
+SEEDS = [0, 0, 1, 7, 0]
+SIZE = {"steps": 3, "guidance": 3.0, "frames": 4, "height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_pipeline: Path) -> VideoModel:
+    return load_model(tiny_pipeline)
+
+
+@pytest.fixture(scope="module")
+def clips(model: VideoModel) -> Tensor:
+    return generate_clips(model, CAPTIONS, SEEDS, batch_size=8, **SIZE)
+
+
+def test_shape_and_range(clips: Tensor) -> None:
+    assert clips.shape == (5, 4, 3, 64, 64)
+    assert clips.dtype == torch.float32
+    assert clips.min() >= 0
+    assert clips.max() <= 1
+    assert not torch.allclose(clips[0], clips[3], atol=0.01)  # same caption, other seed
+    assert not torch.allclose(clips[0], clips[4], atol=0.01)  # same seed, other caption
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batch_does_not_matter(model: VideoModel, clips: Tensor, batch_size: int) -> None:
+    again = generate_clips(model, CAPTIONS, SEEDS, batch_size=batch_size, **SIZE)
+    torch.testing.assert_close(again, clips, atol=1e-5, rtol=0)
+
+
+def test_order_and_company_do_not_matter(model: VideoModel, clips: Tensor) -> None:
+    chosen = [4, 1, 3]
+    again = generate_clips(model, [CAPTIONS[i] for i in chosen], [SEEDS[i] for i in chosen], **SIZE)
+    torch.testing.assert_close(again, clips[chosen], atol=1e-5, rtol=0)
+
+
+def test_model_without_text_tower_needs_embeddings(model: VideoModel, clips: Tensor, tiny_pipeline: Path) -> None:
+    embeddings = embed_captions(load_model(tiny_pipeline, parts=("text",)), CAPTIONS)
+    assert list(embeddings) == ["", *dict.fromkeys(CAPTIONS)]
+    slim = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+    again = generate_clips(slim, CAPTIONS, SEEDS, embeddings=embeddings, **SIZE)
+    torch.testing.assert_close(again, clips, atol=1e-5, rtol=0)
+
+
+def test_equals_the_diffusers_pipeline(model: VideoModel, clips: Tensor, tiny_pipeline: Path) -> None:
+    pipeline = TextToVideoSDPipeline.from_pretrained(tiny_pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = editing.normal((1, *model.latent_shape(4, 64, 64)), generator_for(SEEDS[1], "generate", CAPTIONS[1]))
+    made = pipeline(
+        CAPTIONS[1], num_frames=4, height=64, width=64, num_inference_steps=3, guidance_scale=3.0, latents=noise,
+        output_type="pt", negative_prompt="",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(made[0], clips[1], atol=1e-4, rtol=0)
+
+
+def test_every_caption_needs_a_seed(model: VideoModel) -> None:
+    with pytest.raises(ValueError, match="5 captions, 2 seeds"):
+        generate_clips(model, CAPTIONS, [0, 1], **SIZE)
+
+
+def test_pixels_and_back() -> None:
+    frames = torch.rand(2, 3, 3, 4, 6)
+    pixels = to_pixels(frames)
+    assert pixels.shape == (2, 3, 4, 6, 3)
+    assert to_frames(pixels).shape == frames.shape
+    torch.testing.assert_close(to_frames(pixels), frames, atol=0.5 / 255 + 1e-6, rtol=0)
