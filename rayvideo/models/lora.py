@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rayvideo import recipe
 from rayvideo.models.base import ModelError
+from rayvideo.weights import misfits
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -84,15 +93,17 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"{folder}: no adapter here; a folder with adapter_config.json and {WEIGHTS} is expected")
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            found = set(file.keys())
-        model = PeftModel.from_pretrained(denoiser, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        found = load_file(folder / WEIGHTS)
+        model = get_peft_model(denoiser, PeftConfig.from_pretrained(folder))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise ModelError(f"{folder}: the adapter can't be loaded: {error}") from error
-    expected = set(get_peft_model_state_dict(model))
-    if expected != found:
-        raise ModelError(f"{folder}: the adapter is of another model; it differs at {min(expected ^ found)!r}")
-    return model.eval()
+    if wrong := misfits(get_peft_model_state_dict(model), found):
+        raise ModelError(
+            f"{folder}: the adapter is of another model: {len(wrong)} tensors are missing, "
+            f"unknown or of another shape, such as {wrong[0]!r}"
+        )
+    set_peft_model_state_dict(model, found)
+    return model.requires_grad_(False).eval()
 
 
 def unwrap(denoiser: nn.Module) -> PeftModel:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayvideo.rewards.base import Reward, RewardError
+from rayvideo.weights import misfits
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 CACHED_CAPTIONS = 4096
@@ -62,15 +63,10 @@ class HPSv2(Reward):
             raise RewardError("hpsv2 needs 'checkpoint': the path of a file such as HPS_v2.pt")
         weights = read_state_dict(checkpoint)
         model, tokenizer = build(architecture)
-        expected = model.state_dict()
-        shared = expected.keys() & weights.keys()
-        if wrong := [
-            *(expected.keys() ^ weights.keys()),
-            *(key for key in shared if expected[key].shape != getattr(weights[key], "shape", None)),
-        ]:
+        if wrong := misfits(model.state_dict(), weights):
             raise RewardError(
                 f"{checkpoint} does not fit architecture {str(architecture)!r}: {len(wrong)} tensors are missing, "
-                f"unknown or of another shape, such as {min(wrong)!r}"
+                f"unknown or of another shape, such as {wrong[0]!r}"
             )
         model.load_state_dict(weights)
         return cls(model.to(dtype), tokenizer, resize=resize)
