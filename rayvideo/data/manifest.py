@@ -133,7 +133,8 @@ def _rows(source: str, first: str) -> Iterator[_Row]:
         # utf-8-sig drops a byte order mark; StringIO with newline=None knows all line ends.
         text = read_bytes(source).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{source}: not UTF-8 text at byte {error.start}; allowed: {FORMS}") from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ManifestError(f"{source} line {line}: not UTF-8 text; allowed: {FORMS}") from None
     lines = io.StringIO(text, newline=None)
     if ending == ".csv":
         return _csv(source, lines, first)

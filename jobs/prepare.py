@@ -1,0 +1,34 @@
+"""Encode a recipe's clips and captions once, so that fine-tuning can start from latents.
+
+    python jobs/prepare.py --recipe jobs/recipes/menagerie.yaml --out runs/latents [key=value ...]
+
+Run again after an interruption, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from rayvideo import command
+from rayvideo.data.latents import prepare_to
+from rayvideo.recipe import load_recipe
+
+
+def main(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    command.start_ray(recipe)
+    summary = prepare_to(recipe, args.out)
+    print(
+        f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) and {summary['captions']} captions in "
+        f"{summary['seconds']:.0f} s; {summary['rejected']} clips dropped"
+        + (f", see {args.out}/rejected.jsonl" if summary["rejected"] else "")
+    )
+    overrides = [*args.overrides, "data.manifest=null", f"data.prepared={args.out}"]
+    print(f"Next: python jobs/finetune.py --recipe {shlex.join([args.recipe, *overrides])}")
+
+
+if __name__ == "__main__":
+    parser = command.recipe_arguments(__doc__ or "")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder or cloud URI for the latents")
+    command.run(main, parser)

@@ -1,0 +1,278 @@
+"""Clips to VAE posteriors and captions to embeddings, streamed by Ray Data: decode (tasks) -> encode (actors) -> keep.
+
+`prepare_to` keeps them in a folder (`rayvideo.data.prepared`), `stream` in Ray's object store, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+from ray.util.debug import log_once
+
+from rayvideo import recipe as options
+from rayvideo.data import prepared
+from rayvideo.data.manifest import Entry, read_manifest
+from rayvideo.data.prepared import DataError
+from rayvideo.data.storage import join, locate, replacing
+from rayvideo.data.table import LatentTable, Place, Rejected, tensor_array
+from rayvideo.data.video import ClipError, read_clip
+from rayvideo.models import load_model
+from rayvideo.progress import progress
+from rayvideo.recipe import Recipe, RecipeError
+
+CLIPS_PER_SHARD = 32
+CAPTIONS_PER_CALL = 32
+REASONS_SHOWN = 3
+
+
+def open_latents(recipe: Recipe) -> LatentTable:
+    """The recipe's clips: from `data.prepared`, or encoded now from `data.manifest`."""
+    return prepared.open_prepared(recipe) if recipe.data.prepared else stream(recipe)
+
+
+def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
+    """Encode the recipe's clips and captions into folder `out` and return its summary.
+
+    Clips that a former, interrupted call left there are not encoded again. Bad clips are dropped and listed in
+    `rejected.jsonl`.
+
+    Returns:
+        finished, clips (in the folder), new_clips (by this call), rejected, captions (embedded, with ""), seconds,
+        fingerprint.
+
+    Raises:
+        DataError: `out` belongs to something else, or more than `data.max_bad_fraction` of the clips are bad.
+        RecipeError, ManifestError, ModelError: before anything starts.
+    """
+    started = time.monotonic()
+    entries = _entries(recipe)
+    shape = _latent_shape(recipe)
+    fingerprint = prepared.fingerprint(recipe, entries)
+    prepared.claim(out, fingerprint)
+    captions = _write_captions(recipe, entries, out)
+
+    present = prepared.clip_places(out)
+    missing = [number for number in range(len(entries)) if number not in present]
+    rejected: list[Rejected] = []
+    try:
+        if missing:
+            shards = _encoded_clips(recipe, entries, missing, shape).map_batches(
+                prepared.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
+            )
+            outcomes = shards.iter_batches(batch_size=None, batch_format="pyarrow")
+            _tally(recipe, outcomes, len(entries), len(present), rejected)
+    finally:
+        prepared.write_rejected(join(out, "rejected.jsonl"), rejected)
+
+    clips = len(prepared.clip_places(out))
+    if clips + len(rejected) != len(entries):
+        raise DataError(f"{out!r} holds only {clips} of {len(entries)} clips; does every node of the cluster see it?")
+    summary = {
+        "finished": True,
+        "clips": clips,
+        "new_clips": clips - len(present),
+        "rejected": len(rejected),
+        "captions": captions,
+        "seconds": round(time.monotonic() - started, 1),
+        "fingerprint": fingerprint,
+    }
+    prepared.write_summary(out, summary)
+    return summary
+
+
+def stream(recipe: Recipe) -> LatentTable:
+    """Encode the recipe's clips and captions into Ray's object store, which spills to disk when it is full.
+
+    The table lives as long as the process that called this. Errors are those of `prepare_to`.
+    """
+    entries = _entries(recipe)
+    shape = _latent_shape(recipe)
+    captions: dict[str, Place] = {}
+    for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
+        captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
+    clips: dict[int, Place] = {}
+
+    def outcomes() -> Iterator[pa.Table]:
+        encoded = _encoded_clips(recipe, entries, range(len(entries)), shape)
+        for ref, block in _blocks(encoded, "id", "video", "caption", "reason"):
+            good = zip(block["id"].to_pylist(), block["reason"].to_pylist(), strict=True)
+            clips.update({clip: Place(ref, row) for row, (clip, reason) in enumerate(good) if reason is None})
+            yield block
+
+    rejected: list[Rejected] = []
+    _tally(recipe, outcomes(), len(entries), 0, rejected)
+    return LatentTable([clips[clip] for clip in sorted(clips)], captions, rejected)
+
+
+def _entries(recipe: Recipe) -> list[Entry]:
+    if recipe.data.manifest is None:
+        raise RecipeError("data.manifest: required, but not set; clips are prepared from it")
+    return read_manifest(recipe.data.manifest, recipe.data.root)
+
+
+def _latent_shape(recipe: Recipe) -> tuple[int, ...]:
+    data = recipe.data
+    return load_model(recipe.model.path, parts=("vae",)).latent_shape(data.frames, data.height, data.width)
+
+
+def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[int], shape: tuple[int, ...]) -> Dataset:
+    """Rows id, video, caption, reason, mean, logvar; a bad clip has a reason and null for the tensors."""
+    rows = {
+        "id": pa.array(chosen, pa.int64()),
+        "video": pa.array([entries[number]["video"] for number in chosen], pa.string()),
+        "caption": pa.array([entries[number]["caption"] for number in chosen], pa.string()),
+    }
+    data = recipe.data
+    # Reserved so that decoding can't run a machine out of memory, and so that Ray Data does not fuse decoding into the
+    # encoders, which it does where resources are equal.
+    clip_bytes = data.frames * data.height * data.width * 3
+    decoded = _dataset(pa.table(rows), data.batch_size).map_batches(
+        _decode,
+        fn_args=(data,),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=data.decode_cpus,
+        memory=2 * data.batch_size * clip_bytes,
+    )
+    return _encode(decoded, _ClipEncoder, recipe, shape)
+
+
+def _embedded_captions(recipe: Recipe, entries: Sequence[Entry]) -> Dataset:
+    """Rows caption, embedding: every distinct caption once, and ""."""
+    captions = dict.fromkeys(["", *(entry["caption"] for entry in entries)])
+    table = pa.table({"caption": pa.array(captions, pa.string())})
+    return _encode(_dataset(table, CAPTIONS_PER_CALL), _CaptionEncoder, recipe)
+
+
+def _dataset(table: pa.Table, rows_per_block: int) -> Dataset:
+    """Blocks of fixed rows: which clips are encoded together must not depend on the order in which they arrive."""
+    starts = range(0, len(table), rows_per_block)
+    dataset = ray.data.from_arrow([table.slice(start, rows_per_block) for start in starts])
+    dataset.context.enable_progress_bars = False  # ours counts clips, not blocks of each operator
+    log_once("ray_data_progress_manager_disabled")  # no need to warn of it
+    return dataset
+
+
+def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) -> Dataset:
+    data = recipe.data
+    return dataset.map_batches(
+        encoder,
+        fn_constructor_args=(recipe.model.path, "cuda" if data.encoder_gpus else "cpu", *arguments),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=data.encoders),
+        num_cpus=data.encoder_cpus,
+        num_gpus=data.encoder_gpus,
+    )
+
+
+def _decode(table: pa.Table, data: options.Data) -> pa.Table:
+    """Append frames [F, H, W, 3] uint8 and reason, one of which is null."""
+    frames = np.zeros((len(table), data.frames, data.height, data.width, 3), dtype=np.uint8)
+    reasons: list[str | None] = [None] * len(table)
+    for row, (video, caption) in enumerate(zip(table["video"].to_pylist(), table["caption"].to_pylist(), strict=True)):
+        try:
+            if not caption:
+                raise ClipError(video, "no caption")
+            frames[row] = read_clip(video, data.frames, data.fps, data.height, data.width)
+        except ClipError as error:
+            reasons[row] = error.reason
+    valid = np.array([reason is None for reason in reasons])
+    return table.append_column("reason", pa.array(reasons, pa.string())).append_column(
+        "frames", tensor_array(frames, valid)
+    )
+
+
+class _ClipEncoder:
+    """Actor: frames to the mean and log-variance of the VAE's posterior."""
+
+    def __init__(self, model: str, device: str, shape: tuple[int, ...]) -> None:
+        self._model = load_model(model, device=device, parts=("vae",))
+        self._shape = shape
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        good = table.filter(pc.is_null(table["reason"]))
+        valid = pc.is_null(table["reason"]).to_numpy()
+        mean, logvar = (np.zeros((len(table), *self._shape), dtype=np.float32) for _ in range(2))
+        if len(good):
+            frames = torch.from_numpy(good["frames"].combine_chunks().to_numpy_ndarray().copy())
+            posterior = self._model.encode_frames(frames.permute(0, 1, 4, 2, 3).float() / 255)
+            mean[valid], logvar[valid] = posterior.mean.cpu().numpy(), posterior.logvar.cpu().numpy()
+        kept = table.drop_columns(["frames"])
+        return kept.append_column("mean", tensor_array(mean, valid)).append_column(
+            "logvar", tensor_array(logvar, valid)
+        )
+
+
+class _CaptionEncoder:
+    """Actor: captions to prompt embeddings."""
+
+    def __init__(self, model: str, device: str) -> None:
+        self._model = load_model(model, device=device, parts=("text",))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        embeddings = self._model.encode_prompts(table["caption"].to_pylist())
+        return table.append_column("embedding", tensor_array(embeddings.float().cpu().numpy()))
+
+
+def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
+    """Write captions.parquet unless it is there, and return how many captions it holds."""
+    path = join(out, "captions.parquet")
+    filesystem, inner = locate(path)
+    total = len({"", *(entry["caption"] for entry in entries)})
+    if filesystem.get_file_info(inner).type == pa.fs.FileType.File:
+        return total
+    batches = _embedded_captions(recipe, entries).iter_batches(batch_size=None, batch_format="pyarrow")
+    rest = iter(batches)
+    first = next(rest)  # for the schema; there is always ""
+    with (
+        replacing(path) as (filesystem, temporary),
+        pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **prepared.FORMAT) as writer,
+        progress("embedding captions", total, unit="caption") as bar,
+    ):
+        for batch in chain([first], rest):
+            writer.write_table(batch, row_group_size=1)
+            bar.update(len(batch))
+    return total
+
+
+def _blocks(dataset: Dataset, *columns: str) -> Iterator[tuple[ray.ObjectRef, pa.Table]]:
+    """Run `dataset`; give its blocks as they come, as references, with the small columns of each."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for ref in bundle.block_refs:
+            yield ref, ray.get(_select.remote(ref, columns))
+
+
+@ray.remote(num_cpus=0)
+def _select(block: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Runs where the block lies, so that the tensors need not travel."""
+    return block.select(columns)
+
+
+def _tally(recipe: Recipe, outcomes: Iterable[pa.Table], total: int, done: int, rejected: list[Rejected]) -> None:
+    """Count clips as they come, with a progress bar, and collect the `rejected`; stop as soon as they are too many."""
+    limit = recipe.data.max_bad_fraction
+    with progress("encoding clips", total) as bar:
+        bar.update(done)
+        for table in outcomes:
+            bad = table.filter(pc.is_valid(table["reason"])).select(Rejected._fields)
+            rejected += [Rejected(**row) for row in bad.to_pylist()]
+            bar.set_postfix(dropped=len(rejected), refresh=False)
+            bar.update(len(table))
+            if len(rejected) > limit * total or len(rejected) == total:
+                first = "; ".join(f"{clip.video}: {clip.reason}" for clip in rejected[:REASONS_SHOWN])
+                raise DataError(
+                    f"{len(rejected)} of {total} clips are bad so far, and data.max_bad_fraction allows {limit:g} of "
+                    f"them: {first}{'; ...' if len(rejected) > REASONS_SHOWN else ''}"
+                )

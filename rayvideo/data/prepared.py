@@ -1,0 +1,155 @@
+"""The folder that jobs/prepare.py fills: what lies in it, and whether it belongs to a recipe.
+
+clips/*.parquet     id int64, video, caption, mean and logvar as fp32 tensors [C, F, h, w]; one row per row group
+captions.parquet    caption, embedding [L, C]; every distinct caption and ""
+rejected.jsonl      video, caption, reason
+summary.json        what was done, with the fingerprint of what it was done with
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.fs
+import pyarrow.parquet as pq
+
+from rayvideo.data.manifest import Entry
+from rayvideo.data.storage import join, locate, read_bytes, replacing, write_bytes
+from rayvideo.data.table import LatentTable, Place, Rejected
+from rayvideo.errors import UserError
+from rayvideo.recipe import Recipe
+
+# Readers get at single row groups, hence one row in each; and latents are noise, which does not compress.
+FORMAT: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
+
+
+class DataError(UserError):
+    """Clips that can't be used for a run; the message says which and what to do."""
+
+
+def open_prepared(recipe: Recipe) -> LatentTable:
+    """The clips of `recipe.data.prepared`.
+
+    Raises:
+        DataError: The folder is missing, unfinished, empty, or was made with another model, size or frame rate.
+    """
+    folder = str(recipe.data.prepared)
+    summary = read_summary(folder)
+    if summary is None:
+        raise DataError(f"data.prepared {folder!r} is no folder that jobs/prepare.py wrote")
+    if not summary["finished"]:
+        raise DataError(
+            f"data.prepared {folder!r} is not finished; run jobs/prepare.py again, it goes on where it stopped"
+        )
+    expected = fingerprint(recipe)
+    _compare(folder, {key: summary["fingerprint"][key] for key in expected}, expected)
+    places = clip_places(folder)
+    if not places:
+        raise DataError(f"data.prepared {folder!r} holds no clips")
+    captions = join(folder, "captions.parquet")
+    filesystem, inner = locate(captions)
+    names = pq.read_table(inner, filesystem=filesystem, columns=["caption"])["caption"].to_pylist()
+    return LatentTable(
+        [places[clip] for clip in sorted(places)],
+        {caption: Place(captions, row) for row, caption in enumerate(names)},
+        [Rejected(**json.loads(line)) for line in read_bytes(join(folder, "rejected.jsonl")).splitlines()],
+    )
+
+
+def claim(folder: str, expected: dict[str, Any]) -> None:
+    """Mark a new folder as ours, or make sure that an old one was begun with the same fingerprint."""
+    filesystem, inner = locate(folder)
+    summary = read_summary(folder)
+    if summary is not None:
+        _compare(folder, summary["fingerprint"], expected)
+    elif filesystem.get_file_info(pa.fs.FileSelector(inner, allow_not_found=True)):
+        raise DataError(f"{folder!r} is not empty and not of jobs/prepare.py; choose another folder")
+    write_summary(folder, {"finished": False, "fingerprint": expected})
+
+
+def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[str, Any]:
+    """Everything that the numbers in a prepared folder depend on; without `entries`, all but the list of clips."""
+    data = recipe.data
+    numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
+    listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
+    return {"model": _model_digest(recipe.model.path), **numbers, **listed}
+
+
+def clip_places(folder: str) -> dict[int, Place]:
+    """Where each clip lies that the folder holds, by id."""
+    clips = join(folder, "clips")
+    filesystem, inner = locate(clips)
+    filesystem.create_dir(inner, recursive=True)
+    # A file whose name starts with "_" was being written when its process died; datasets pass over those.
+    dataset = pa.dataset.dataset(inner, filesystem=filesystem, format="parquet")
+    if not dataset.files:
+        return {}
+    table = dataset.to_table(columns=["id", "__filename"])
+    row_in_file: Counter[str] = Counter()
+    places: dict[int, Place] = {}
+    for clip, file in zip(table["id"].to_pylist(), table["__filename"].to_pylist(), strict=True):
+        if clip in places:
+            raise DataError(f"{folder!r} holds clip {clip} twice; prepare into a new folder")
+        places[clip] = Place(join(clips, file.rpartition("/")[2]), row_in_file[file])
+        row_in_file[file] += 1
+    return places
+
+
+def write_shard(table: pa.Table, folder: str) -> pa.Table:
+    """Write the good clips of `table` as one file and return what became of each: id, video, caption, reason."""
+    good = table.filter(pc.is_null(table["reason"])).select(["id", "video", "caption", "mean", "logvar"])
+    if len(good):
+        # Each id is in one shard only, so its lowest is a name that no other shard has.
+        name = f"{pc.min(good['id']).as_py():09d}.parquet"
+        with replacing(join(folder, f"clips/{name}")) as (filesystem, temporary):
+            pq.write_table(good, temporary, filesystem=filesystem, row_group_size=1, **FORMAT)
+    return table.select(["id", "video", "caption", "reason"])
+
+
+def write_rejected(path: str | Path, rejected: Sequence[Rejected]) -> None:
+    """One JSON object a line: video, caption, reason."""
+    lines = [json.dumps(clip._asdict(), ensure_ascii=False) for clip in rejected]
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_summary(folder: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(read_bytes(join(folder, "summary.json")))
+    except FileNotFoundError:
+        return None
+
+
+def write_summary(folder: str, summary: dict[str, Any]) -> None:
+    write_bytes(join(folder, "summary.json"), json.dumps(summary, indent=2).encode())
+
+
+def _compare(folder: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    digests = {"manifest": "another list of clips", "model": "another VAE or text tower"}
+    for key, value in expected.items():
+        if found[key] != value:
+            what = digests.get(key, f"data.{key} {found[key]}, not {value}")
+            raise DataError(f"{folder!r} was prepared with {what}; prepare into another folder")
+
+
+def _model_digest(path: str) -> str:
+    """Digest of the parts that encode clips and captions; of a model on the hub, its id."""
+    if not Path(path).is_dir():
+        return path
+    digest = hashlib.sha256()
+    for part in ENCODING_PARTS:
+        for file in sorted(Path(path, part).rglob("*")):
+            if file.is_file():
+                digest.update(str(file.relative_to(path)).encode())
+                with file.open("rb") as content:
+                    while chunk := content.read(2**20):
+                        digest.update(chunk)
+    return digest.hexdigest()
