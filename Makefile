@@ -8,7 +8,7 @@ STORAGE := runs
 DEMO := jobs/recipes/menagerie-demo.yaml
 PORT ?= 5000
 
-.PHONY: help .venv demo test lint types format ui constraints clean
+.PHONY: help .venv clips demo test lint types format ui constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,12 +24,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(if $(CI),--quiet) --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+clips: $(READY)  ## draw the menagerie's clips, which its recipes name; those already there are kept
+	$(BIN)/python -m rayvideo.menagerie.clips --out $(STORAGE)/menagerie/clips
+
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
-demo: $(READY)  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
-	$(BIN)/python -m rayvideo.menagerie.clips
+demo: clips  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
 	$(BIN)/python jobs/prepare.py --recipe $(DEMO) --out $(STORAGE)/$(RUN)-latents
 	$(BIN)/python jobs/finetune.py --recipe $(DEMO) tracking.run_name=$(RUN) data.manifest=null data.prepared=$(STORAGE)/$(RUN)-latents
-	$(BIN)/python jobs/evaluate.py --recipe $(DEMO) --adapter $(STORAGE)/$(RUN)/adapter tracking.run_name=$(RUN)
+	$(BIN)/python jobs/evaluate.py --recipe $(DEMO) tracking.run_name=$(RUN)
 
 test: lint types  ## everything that must pass: ruff, mypy, all tests
 	$(BIN)/python -m pytest -q --durations=10

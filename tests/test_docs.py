@@ -1,5 +1,6 @@
 """The documents say what the code does: their tables are current and their snippets run."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from docs.options import PAGE, page
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.recipe import Lora
 from rayvideo.rewards import Reward
+from rayvideo.training.folder import figures
 
 README = Path(__file__).parents[1] / "README.md"
 PYTHON = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -31,7 +33,7 @@ def test_readme_puts_the_adapter_onto_a_pipeline(tiny_pipeline: Path, tmp_path: 
     base = DiffusionPipeline.from_pretrained(tiny_pipeline)
     (code,) = (block for block in PYTHON if "PeftModel" in block)
     replaced = {
-        "rayvideo/menagerie/weights/model": tiny_pipeline,
+        "rayvideo/menagerie/weights/pipeline": tiny_pipeline,
         "runs/first/adapter": tmp_path / "adapter",
         "=20": "=2",
     }
@@ -62,3 +64,11 @@ def test_readme_shows_a_working_reward() -> None:
     scores.sum().backward()
     assert frames.grad is not None
     assert (frames.grad[:, 2] > 0).all()
+
+
+def test_every_figure_of_a_training_is_explained() -> None:
+    explained = README.with_name("docs").joinpath("summary.md").read_text(encoding="utf-8")
+    names = ("reward", "score/a", "gradient_norm", "saturation", "clipped", "seconds/step")
+    found = figures(json.dumps({"step": 1, **dict.fromkeys(names, 0.0)}), ["a"])
+    assert len(found) == 7
+    assert [key for key in found if f"`{key}`" not in explained] == []
