@@ -12,6 +12,8 @@ from tqdm import tqdm
 from rayvideo.data.video import write_clip
 from rayvideo.menagerie.world import FPS, IN_DOMAIN, caption_of, degrade, draw, sample_degradation, sample_scene
 
+CAPTIONS = Path(__file__).parent / "captions"
+
 
 def write_clips(folder: Path, count: int, seed: int, degraded: float, kinds: tuple[str, ...] = IN_DOMAIN) -> Path:
     """Write `count` clips and `clips.txt`, a list `path|||caption` as the reference's; clips already there are kept.

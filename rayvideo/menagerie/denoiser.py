@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
@@ -122,6 +123,10 @@ def train_denoiser(
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     text, unet, scheduler = build_text_tower(tokenizer), build_denoiser(), build_scheduler()
+    unet.set_attn_processor(AttnProcessor())  # on CPUs, torch's fused attention is slow on short sequences
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
 
     def losses_of(step: int, frames: int, batch: int) -> Losses:
         rng = random.Random(f"{seed}-{frames}-{step}")
