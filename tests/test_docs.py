@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 
 from docs.options import PAGE, page
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import Lora
+from rayvideo.recipe import Lora, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.training.folder import figures
 
 README = Path(__file__).parents[1] / "README.md"
-PYTHON = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+YAML = [text for kind, text in BLOCKS if kind == "yaml"]
 
 
 def test_every_option_stands_in_the_recipe_tables() -> None:
@@ -64,6 +67,11 @@ def test_readme_shows_a_working_reward() -> None:
     scores.sum().backward()
     assert frames.grad is not None
     assert (frames.grad[:, 2] > 0).all()
+
+
+def test_readme_shows_a_working_recipe() -> None:
+    whole, fragment = map(yaml.safe_load, YAML)
+    assert len(parse_recipe(whole | fragment).reward.judges) == 2
 
 
 def test_every_figure_of_a_training_is_explained() -> None:
