@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from rayvideo.data.video import write_clip
 
@@ -25,11 +24,8 @@ def ball(number: int, frames: int = 16, height: int = 64, width: int = 64) -> np
     return clip
 
 
-@pytest.fixture(scope="session")
-def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six H.264 clips (64 x 64, 16 frames at 8 fps), captions beside them, and `list.txt` in the
-    reference's form; four distinct captions."""
-    folder = tmp_path_factory.mktemp("clips")
+def save_clips(folder: Path) -> Path:
+    """Write a 64x64 H.264 clip of 16 frames at 8 fps for each caption, the caption beside it, and `list.txt` of all."""
     lines = []
     for number, caption in enumerate(CAPTIONS):
         write_clip(folder / f"ball{number}.mp4", ball(number))

@@ -1,4 +1,4 @@
-"""Fixtures that every part shares: small models of the real classes, written once per session."""
+"""Fixtures that every part shares: small models of the real classes and real clips, written once per session."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import clips, tiny
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +19,9 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with judge.pt, open_clip_config.json and a tokenizer; takes 32x32 frames."""
     return tiny.save_judge(tmp_path_factory.mktemp("models") / "judge")
+
+
+@pytest.fixture(scope="session")
+def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with six H.264 clips of 64x64 pixels, 16 frames at 8 fps, four distinct captions; `list.txt` names them."""
+    return clips.save_clips(tmp_path_factory.mktemp("clips"))
