@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rayvideo.seeding import generator_for
 
 CAPTIONS = ["red cat", "dog jumping", "a blue bird", "red cat", "cow"]
 SEEDS = [0, 0, 1, 7, 0]
-SIZE = {"steps": 3, "guidance": 3.0, "frames": 4, "height": 64, "width": 64}
+SIZE: dict[str, Any] = {"steps": 3, "guidance": 3.0, "frames": 4, "height": 64, "width": 64}
 
 
 @pytest.fixture(scope="module")
