@@ -23,5 +23,5 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with six H.264 clips of 64x64 pixels, 16 frames at 8 fps, four distinct captions; `list.txt` names them."""
+    """Folder with six H.264 clips (64x64 pixels, 16 frames at 8 fps), four distinct captions; `list.txt` names them."""
     return clips.save_clips(tmp_path_factory.mktemp("clips"))
