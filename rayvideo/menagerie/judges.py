@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
+from tqdm import tqdm
 
 from rayvideo.menagerie.denoiser import CONTEXT, build_tokenizer, tokens_of
 from rayvideo.menagerie.fit import Losses, fit
@@ -46,11 +47,11 @@ class JudgeSpec:
     steps: int
     greedy: tuple[float, ...] = (1e-3, 4e-3)  # learning rates of the runs that try to fool its first version
     adversary_steps: int = 2
-    batch: int = 24
+    batch: int = 16
 
 
-TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 5, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
-HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=700)
+TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
+HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=320)
 
 
 def config_of(spec: JudgeSpec) -> dict[str, Any]:
@@ -131,11 +132,12 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
 
     Preferences (logistic loss on cosine differences, as HPSv2's): clean > half degraded > degraded; every frame >
     its cheated version, also one that two sign steps along the judge's own gradient found, in pixels or in latents;
-    right caption > wrong. Half of the frames pass through the autoencoder first, since every judged frame will have.
+    right caption > wrong.
     """
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     tokenizer = build_tokenizer()
+    pairs = frame_pairs(pool, vae, work, spec.seed)
     model = CLIP(**config_of(spec))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
 
@@ -143,56 +145,48 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
         with torch.autocast("cpu", torch.bfloat16):
             return model.encode_image((images - mean) / std, normalize=True).float()
 
+    def read(captions: Sequence[str]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.encode_text(tokens_of(tokenizer, captions), normalize=True).float()
+
     def losses_of(step: int, cheats: Cheats | None) -> Losses:
         rng = random.Random(f"{spec.name}-{step}")
         random.seed(step)
-        indices = rng.sample(range(len(pool.scenes)), spec.batch)
+        indices = rng.sample(range(len(pairs)), spec.batch)
+        clean, poor = _moved(pairs[indices], rng)
+        half = clean + torch.rand(spec.batch, 1, 1, 1) * (poor - clean)
         scenes = [pool.scenes[i] for i in indices]
-        clean, poor = _pair(pool, indices, rng)
-        share = torch.rand(len(clean), 1, 1, 1)
-        half = clean + share * (poor - clean)
-        frames = torch.cat([clean, half, poor])
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            rebuilt = vae.decode(vae.encode(frames * 2 - 1).latent_dist.mean).sample.float() / 2 + 0.5
-        through = (torch.rand(len(clean), 1, 1, 1) < 0.7).repeat(3, 1, 1, 1)
-        clean, half, poor = torch.where(through, rebuilt.clamp(0, 1), frames).chunk(3)
-
         captions = [caption_of(scene, rng) for scene in scenes]
         names = [f"{scene.colour} {scene.kind}" for scene in scenes]
         others = [_another(scene, rng) for scene in scenes]
-        with torch.autocast("cpu", torch.bfloat16):
-            texts = model.encode_text(tokens_of(tokenizer, [*captions, *names, *others]), normalize=True).float()
-        text, right, wrong = texts.chunk(3)
+        text, right, wrong = read([*captions, *names, *others]).chunk(3)
 
-        origin = torch.where(torch.rand(len(clean), 1, 1, 1) < 0.6, clean, half)
+        of_clean = torch.rand(spec.batch) < 0.6
+        origin = torch.where(of_clean.view(-1, 1, 1, 1), clean, half)
         with torch.no_grad():
-            tricked = trick(spec.tricks[step % len(spec.tricks)], origin, vae, torch.rand(len(clean), 1, 1, 1))
-        fooled = _ascend(origin, lambda x: (look(x) * text.detach()).sum(-1), vae if step % 3 == 0 else None, spec)
-        views = [clean, half, poor, origin, tricked, fooled]
+            tricked = trick(spec.tricks[step % len(spec.tricks)], origin, vae, torch.rand(spec.batch, 1, 1, 1))
+        fooled = _ascend(origin, lambda x: (look(x) * text.detach()).sum(-1), vae if step % 4 == 0 else None, spec)
+        views = [clean, half, poor, tricked, fooled]
         if cheats is not None:
             chosen = [rng.randrange(len(cheats[0])) for _ in range(spec.batch)]
-            pairs = torch.from_numpy(cheats[0][chosen]).float().div(255).permute(1, 0, 4, 2, 3)
-            views += list(pairs)
+            views += list(torch.from_numpy(cheats[0][chosen]).float().div(255).permute(1, 0, 4, 2, 3))
         seen = look(torch.cat(views)).chunk(len(views))
         score = [(view * text).sum(-1) for view in seen]
-
-        def prefers(better: Tensor, worse: Tensor) -> Tensor:
-            return F.softplus(-SHARPNESS * (better - worse)).mean()
-
+        honest = torch.where(of_clean, score[0], score[1])
         matches = model.logit_scale.exp().clamp(max=50) * seen[0] @ text.T
-        target = torch.arange(len(clean))
+        target = torch.arange(spec.batch)
         losses = {
-            "quality": prefers(score[0], score[1]) + prefers(score[1], score[2]) + prefers(score[0], score[2]),
-            "tricks": prefers(score[3], score[4]),
-            "adversary": prefers(score[3], score[5]),
-            "caption": prefers((seen[0] * right).sum(-1), (seen[0] * wrong).sum(-1))
-            + prefers((seen[2] * right).sum(-1), (seen[2] * wrong).sum(-1))
+            "quality": _prefer(score[0], score[1]) + _prefer(score[1], score[2]) + _prefer(score[0], score[2]),
+            "tricks": _prefer(honest, score[3]),
+            "adversary": _prefer(honest, score[4]),
+            "caption": sum(
+                (_prefer((view * right).sum(-1), (view * wrong).sum(-1)) for view in seen[:3:2]), torch.zeros(())
+            )
             + 0.5 * (F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target)),
         }
         if cheats is not None:
-            with torch.autocast("cpu", torch.bfloat16):
-                shown = model.encode_text(tokens_of(tokenizer, [cheats[1][i] for i in chosen]), normalize=True).float()
-            losses["cheats"] = prefers((seen[7] * shown).sum(-1), (seen[6] * shown).sum(-1))
+            shown = read([cheats[1][i] for i in chosen])
+            losses["cheats"] = _prefer((seen[6] * shown).sum(-1), (seen[5] * shown).sum(-1))
         return losses
 
     fit(f"{spec.name}-first", {"judge": model}, lambda i: losses_of(i, None), steps=spec.steps, lr=1e-3, work=work)
@@ -203,21 +197,43 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
     return model
 
 
-def _pair(pool: Pool, indices: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Clean and degraded version of one frame of each clip, equally mirrored and moved: two [N, 3, 64, 64]."""
-    clean: list[np.ndarray] = []
-    poor: list[np.ndarray] = []
-    for index in indices:
-        frame = pool.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
-        worse = degrade(frame, sample_degradation(rng, 1.0), rng.getrandbits(32))
-        down, across, mirror = rng.randint(0, 8), rng.randint(0, 8), rng.random() < 0.5
-        for out, image in ((clean, frame[0]), (poor, worse[0])):
-            size = image.shape[0]
-            moved = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="edge")[down : down + size, across : across + size]
-            out.append(moved[:, ::-1] if mirror else moved)
-    both = torch.from_numpy(np.stack([*clean, *poor]).transpose(0, 3, 1, 2).copy())
-    first, second = both.chunk(2)
-    return first, second
+def _prefer(better: Tensor, worse: Tensor) -> Tensor:
+    return F.softplus(-SHARPNESS * (better - worse)).mean()
+
+
+@torch.no_grad()
+def frame_pairs(pool: Pool, vae: AutoencoderKL, work: Path, seed: int) -> np.ndarray:
+    """A clean and a degraded version of one frame of each clip: uint8 [N, 2, 3, 64, 64].
+
+    Three quarters went through the autoencoder, since every frame that will be judged has.
+    """
+    file = work / f"pairs-{seed}-{len(pool.scenes)}.npy"
+    if not file.is_file():
+        rng = random.Random(f"pairs-{seed}")
+        pairs = np.empty((len(pool.scenes), 2, 3, 64, 64), np.uint8)
+        for index in tqdm(range(len(pairs)), desc="frame pairs", mininterval=2):
+            frame = pool.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
+            poor = degrade(frame, sample_degradation(rng, 1.0), rng.getrandbits(32))
+            both = torch.from_numpy(np.concatenate([frame, poor])).permute(0, 3, 1, 2)
+            if rng.random() < 0.75:
+                both = vae.decode(vae.encode(both * 2 - 1).latent_dist.mean).sample / 2 + 0.5
+            pairs[index] = (both.clamp(0, 1) * 255).round().byte().numpy()
+        temporary = file.with_suffix(".tmp.npy")
+        np.save(temporary, pairs)
+        temporary.replace(file)
+    return np.load(file)
+
+
+def _moved(pairs: np.ndarray, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Clean and poor frames [N, 3, 64, 64] in [0, 1], both mirrored and moved alike."""
+    images = torch.from_numpy(pairs).float().div(255).flatten(0, 1)
+    size = images.shape[-1]
+    down, across = rng.randint(0, 8), rng.randint(0, 8)
+    images = F.pad(images, (4, 4, 4, 4), mode="replicate")[..., down : down + size, across : across + size]
+    if rng.random() < 0.5:
+        images = images.flip(-1)
+    clean, poor = images.unflatten(0, (len(pairs), 2)).unbind(1)
+    return clean, poor
 
 
 def _another(scene: Scene, rng: random.Random) -> str:
