@@ -31,7 +31,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(denoiser: nn.Module, options: recipe.Lora, seed: int) -> PeftModel:
-    """Give the denoiser a fresh adapter: A ~ N(0, 1/r), B = 0, so that its output does not change yet.
+    """Give the denoiser a fresh adapter: A normal with σ = 1/r, B = 0, so that its output does not change yet.
 
     Only the adapter is trainable. Its weights are fp32 whatever the denoiser's format: an update of lr 1e-5 is lost in
     the rounding of bf16. The seed gives the same weights on every device.

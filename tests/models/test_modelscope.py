@@ -142,7 +142,6 @@ def test_block_checkpointing_changes_no_bit_and_saves_memory(tuned):
         results.append((frames, *torch.autograd.grad(frames.square().sum(), weights)))
     for without, with_checkpointing in zip(*results, strict=True):
         assert torch.equal(without, with_checkpointing)
-    print(held)
     assert held[1] < held[0] / 3
 
 
