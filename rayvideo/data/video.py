@@ -20,8 +20,10 @@ from rayvideo.errors import UserError
 
 # Containers round times to their tick, at worst a millisecond (Matroska); a frame may be this early or late.
 TICK_S = 0.001
-# Bicubic with full-resolution chroma; swscale widens its filter when it shrinks, which antialiases.
-INTERPOLATION = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# Bicubic with full-resolution chroma; swscale widens its filter when it shrinks, which antialiases. Numbers, because
+# PyAV names these flags from 18 on, which Python 3.10 can't have.
+FULL_CHR_H_INT, ACCURATE_RND = 0x2000, 0x40000
+INTERPOLATION = Interpolation.BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
 
 
 class ClipError(UserError):
