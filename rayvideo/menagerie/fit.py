@@ -36,9 +36,7 @@ def fit(
         FloatingPointError: a loss is not finite.
     """
     network = nn.ModuleDict(dict(modules)).train()
-    averaged = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(average)
-    )
+    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_moving_average(average))
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     warmup = min(100, max(1, steps // 10))
 
@@ -74,6 +72,17 @@ def fit(
             _save({**{key: part.state_dict() for key, part in parts.items()}, "step": step + 1}, file)
     network.load_state_dict(averaged.module.state_dict())
     network.eval().requires_grad_(False)
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential average that forgets its first, untrained weights: the decay grows with the updates seen."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], seen: Tensor) -> None:
+        count = int(seen)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return update
 
 
 def _save(state: dict[str, object], file: Path) -> None:

@@ -50,7 +50,7 @@ class JudgeSpec:
     batch: int = 16
 
 
-TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
+TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=600)
 HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=320)
 
 
