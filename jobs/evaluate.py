@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from rayvideo import command
-from rayvideo.data.storage import join, read_bytes
+from rayvideo.data.storage import is_uri, join, read_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
 from rayvideo.evaluation.findings import print_table
@@ -36,9 +36,9 @@ def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, [*args.overrides, *overrides])
     if sets:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
-    run_folder = join(recipe.storage, recipe.tracking.run_name) if recipe.tracking.run_name else None
-    out = args.out or run_folder
-    adapter = args.adapter or (run_folder and join(run_folder, "adapter"))
+    run_folder = join(_absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
+    out = _absolute(args.out) if args.out else run_folder
+    adapter = _absolute(args.adapter) if args.adapter else run_folder and join(run_folder, "adapter")
     if out is None or (adapter is None and not args.base_only):
         raise EvaluationError(
             "which run? Set tracking.run_name=NAME, or give --out DIR with --adapter DIR or --base-only"
@@ -65,6 +65,11 @@ def main(args: argparse.Namespace) -> None:
     print_table(recipe, comparison, console)
     console.print(f"Report: {summary['evaluation']['report']}", soft_wrap=True, markup=False)
     console.print(f"MLflow: {ui_command(ref.uri)}", soft_wrap=True, markup=False)
+
+
+def _absolute(path: str) -> str:
+    """Workers may have another working directory."""
+    return path if is_uri(path) else str(Path(path).absolute())
 
 
 def _facts(recipe: Recipe, adapter: str | None, tracker: Tracker) -> dict[str, str]:

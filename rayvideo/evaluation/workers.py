@@ -48,8 +48,6 @@ class Clips:
     """Of the judged frames, [N, S, D]; None without an extractor."""
 
 
-# Stateless between calls, so a call that dies with its process is made again with the same result.
-@ray.remote(max_restarts=-1, max_task_retries=2)
 class ClipWorker:
     """Holds the model with its adapter and the feature extractor; each is loaded when it is first needed."""
 
@@ -118,14 +116,17 @@ class ClipWorker:
         return load_features(options).to(self._device) if options else None
 
 
+# Stateless between calls, so a call that dies with its process is made again with the same result. Not a decorator:
+# Ray would then pickle the class by value, which cached_property's lock forbids before Python 3.12.
+ClipActor = ray.remote(max_restarts=-1, max_task_retries=2)(ClipWorker)
+
+
 class Workers:
     """`evaluation.workers` of them; use it in a `with` block, at whose end they are gone."""
 
     def __init__(self, recipe: Recipe, adapter: str | None) -> None:
         options = recipe.evaluation
-        kind = ClipWorker.options(  # type: ignore[attr-defined]
-            num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker
-        )
+        kind = ClipActor.options(num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker)
         self._batch_size = options.batch_size
         self._actors = [kind.remote(recipe, adapter) for _ in range(options.workers)]
 

@@ -1,0 +1,200 @@
+"""Base against tuned through real actors, and the job that people run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+import yaml
+from mlflow import MlflowClient
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from rayvideo.data.video import read_clip
+from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.compare import Comparison, check, evaluate
+from rayvideo.models import load_model
+from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
+from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.rewards import Reward
+from rayvideo.tracking import create_run
+
+ROOT = Path(__file__).parents[2]
+
+
+class Names(Reward):
+    """A kind classifier as a judge: 1.0 if the brightest channel is the colour that the caption names, else 0.0."""
+
+    differentiable = False
+
+    @classmethod
+    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+        return cls()
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        named = [{"red": 0, "green": 1, "blue": 2}.get(prompt.split()[0], 3) for prompt in prompts]
+        return (frames.mean((-2, -1)).argmax(1) == torch.tensor(named)).float()
+
+
+class Means(nn.Module):
+    """Features: means of a coarse grid."""
+
+    @classmethod
+    def load(cls, checkpoint: str | None) -> Self:
+        return cls()
+
+    def features(self, frames: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(frames, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes the clips visibly."""
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    denoiser = add_lora(load_model(tiny_pipeline, parts=("denoiser",)).denoiser, Lora(), seed=0)
+    torch.manual_seed(0)
+    for weight in lora_parameters(denoiser).values():
+        nn.init.normal_(weight, std=0.3)
+    save_adapter(denoiser, folder)
+    return folder
+
+
+@pytest.fixture
+def tree(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "in.txt").write_text("a|||red <b>cat</b> & dog|||16\nb|||blue bird|||16\nc|||green cow|||16\n")
+    (tmp_path / "new.txt").write_text("red snail\n")
+    judge = {"checkpoint": str(tiny_judge / "judge.pt"), "architecture": str(tiny_judge / "open_clip_config.json")}
+    return {
+        "model": {"path": str(tiny_pipeline)},
+        "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 8, "height": 64, "width": 64},
+        "reward": {"judges": [{"name": "judge", **judge}]},
+        "evaluation": {
+            "sets": {"in": str(tmp_path / "in.txt"), "new": str(tmp_path / "new.txt")},
+            "steps": 2,
+            "batch_size": 3,
+            "seeds": [0, 5],
+            "previews": 2,
+            "judges": [{"name": "held_out", "resize": "bicubic", **judge}],
+        },
+        "storage": str(tmp_path / "runs"),
+    }
+
+
+def changed(tree: dict[str, Any], **evaluation: Any) -> Recipe:
+    return parse_recipe({**tree, "evaluation": {**tree["evaluation"], **evaluation}})
+
+
+def scores(comparison: Comparison, metric: str) -> dict[tuple[Any, ...], float]:
+    return {(r["set"], r["variant"], r["caption"], r["seed"]): r[metric] for r in comparison.rows}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_figures_do_not_depend_on_workers_and_batches(tree: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
+    names = {"name": "names", "type": f"{__name__}:Names"}
+    measured = {
+        "judges": [*tree["evaluation"]["judges"], names],
+        "features": {"type": f"{__name__}:Means", "reference": tree["data"]["manifest"]},
+    }
+    one, two = (
+        evaluate(changed(tree, **measured, workers=workers, batch_size=size, cpus_per_worker=0.5), str(adapter), folder)
+        for workers, size, folder in ((1, 5, tmp_path / "one"), (2, 2, tmp_path / "two"))
+    )
+    for metric in ("judge", "held_out", "names", "motion", "flicker", "colourfulness"):
+        assert scores(two, metric) == pytest.approx(scores(one, metric), abs=1e-4), metric
+        assert len(scores(one, metric)) == 2 * (3 + 1) * 2
+    assert set(scores(one, "names").values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    base, tuned = one.sets["in"]["base"], one.sets["in"]["tuned"]
+    assert base["judge"]["n"] == 6
+    assert base["judge"]["mean"] != pytest.approx(tuned["judge"]["mean"], abs=1e-3)
+    assert two.sets["new"]["tuned"]["kid"] == pytest.approx(one.sets["new"]["tuned"]["kid"], abs=1e-3)
+    assert one.reference["motion"]["n"] == 6
+    assert one.reference["names"]["n"] == 6
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_unreadable_reference_clips_stop_it_or_are_counted(
+    tree: dict[str, Any], tiny_clips: Path, tmp_path: Path
+) -> None:
+    listed = [f"{tiny_clips}/{line}" for line in (tiny_clips / "list.txt").read_text().splitlines()]
+    (tmp_path / "reference.txt").write_text("\n".join([*listed, "missing.mp4|||red ball"]))
+    features = {"type": f"{__name__}:Means", "reference": str(tmp_path / "reference.txt")}
+    recipe = changed(tree, features=features, max_captions=1, seeds=[0])
+    with pytest.raises(EvaluationError, match=r"1 of 7 clips can't be read.*max_bad_fraction"):
+        evaluate(recipe, None, tmp_path)
+    lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 0.2})})
+    comparison = evaluate(lenient, None, tmp_path)
+    assert comparison.unreadable == 1
+    assert comparison.reference["motion"]["n"] == 6
+    assert list(comparison.sets["in"]) == ["base"]
+
+
+def test_the_job_fills_the_run_folder_and_the_run(
+    tree: dict[str, Any], adapter: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(yaml.safe_dump(tree))
+    run = tmp_path / "runs" / "first"
+    adapter.rename(tmp_path / "moved")
+    run.mkdir(parents=True)
+    (tmp_path / "moved").rename(run / "adapter")
+    ref = create_run(parse_recipe(tree), run)
+    (run / "summary.json").write_text(json.dumps({"steps": 3, "lr": 1e-5, "mlflow": ref.shareable()}))
+    lines = [json.dumps({"step": step, "reward": step / 7, "score/judge": 0.2 + step / 10}) for step in range(4)]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+
+    command = [sys.executable, "jobs/evaluate.py", "--recipe", str(recipe_file), "tracking.run_name=first"]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+
+    for words in ("base", "tuned", "judge", "(held-out)", "±", f"Report: {run}/report/index.html", "mlflow ui"):
+        assert words in done.stdout, words
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 3  # fine-tuning's keys stay
+    assert set(summary["sets"]) == {"in", "new"}
+    for variant in ("base", "tuned"):
+        assert {"mean", "std", "n"} == set(summary["sets"]["in"][variant]["held_out"])
+    base, tuned = (summary["sets"]["in"][variant]["judge"] for variant in ("base", "tuned"))
+    gain = (tuned["mean"] - base["mean"]) / base["std"]
+    assert summary["gain_in_base_std"]["in"]["judge"] == pytest.approx(gain)
+
+    rows = pq.read_table(run / "clips.parquet").to_pylist()
+    assert len(rows) == 2 * (3 + 1) * 2
+    shown = [row for row in rows if row["file"]]
+    assert len(shown) == 2 * (2 + 1)
+    assert read_clip(run / shown[0]["file"], 8, 8, 64, 64).shape == (8, 64, 64, 3)
+
+    page = (run / "report" / "index.html").read_text()
+    assert page.count("data:video/mp4;base64,") == 6
+    assert "score/judge" in page  # the reward curve
+
+    client = MlflowClient(ref.uri)
+    assert len(client.search_runs([ref.experiment_id])) == 1
+    logged = client.get_run(ref.run_id)
+    assert logged.data.metrics["eval/in/judge/tuned"] == pytest.approx(tuned["mean"])
+    assert client.get_metric_history(ref.run_id, "eval/in/judge/base")[0].step == 3
+    assert "report/index.html" in [file.path for file in client.list_artifacts(ref.run_id, "report")]
+    strips = [file.path for file in client.list_artifacts(ref.run_id, "images") if file.path.endswith(".png")]
+    assert len(strips) == 3
+
+
+def test_refused_before_anything_starts(tree: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"evaluation\.sets is empty"):
+        check(changed(tree, sets={}), None)
+    with pytest.raises(EvaluationError, match=r"holds no adapter_config\.json"):
+        check(changed(tree), str(tmp_path))
+    with pytest.raises(EvaluationError, match=r"data\.frames 2: .* at least 4 frames"):
+        check(
+            parse_recipe({**tree, "data": {**tree["data"], "frames": 2}, "reward": tree["reward"] | {"segments": 2}}),
+            None,
+        )
