@@ -19,6 +19,7 @@ from rayvideo.recipe import Recipe
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
 ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core writes errors to the terminal that are none, such as on actor pools
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for the controller's poll: 2 s otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
     # Watchers that a single run does not need, at seconds of start-up each.

@@ -20,13 +20,12 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.debug import log_once
 
-from rayvideo import recipe as options
-from rayvideo.data import prepared
+from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_manifest
 from rayvideo.data.prepared import DataError
 from rayvideo.data.storage import join, locate, replacing
-from rayvideo.data.table import LatentTable, Place, Rejected, tensor_array
-from rayvideo.data.video import ClipError, read_clip
+from rayvideo.data.table import LatentTable, Place, Rejected
+from rayvideo.data.tasks import tensor_array
 from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, RecipeError
@@ -34,6 +33,7 @@ from rayvideo.recipe import Recipe, RecipeError
 CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32
 REASONS_SHOWN = 3
+PROCESS_BYTES = 256 * 2**20  # what a decoding process takes besides pixels
 
 
 def open_latents(recipe: Recipe) -> LatentTable:
@@ -60,21 +60,20 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
     shape = _latent_shape(recipe)
     fingerprint = prepared.fingerprint(recipe, entries)
     prepared.claim(out, fingerprint)
-    captions = _write_captions(recipe, entries, out)
-
     present = prepared.clip_places(out)
     missing = [number for number in range(len(entries)) if number not in present]
     rejected: list[Rejected] = []
     try:
         if missing:
             shards = _encoded_clips(recipe, entries, missing, shape).map_batches(
-                prepared.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
+                tasks.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
             )
             outcomes = shards.iter_batches(batch_size=None, batch_format="pyarrow")
             _tally(recipe, outcomes, len(entries), len(present), rejected)
     finally:
         prepared.write_rejected(join(out, "rejected.jsonl"), rejected)
 
+    captions = _write_captions(recipe, entries, out)
     clips = len(prepared.clip_places(out))
     if clips + len(rejected) != len(entries):
         raise DataError(f"{out!r} holds only {clips} of {len(entries)} clips; does every node of the cluster see it?")
@@ -98,9 +97,6 @@ def stream(recipe: Recipe) -> LatentTable:
     """
     entries = _entries(recipe)
     shape = _latent_shape(recipe)
-    captions: dict[str, Place] = {}
-    for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
-        captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
     clips: dict[int, Place] = {}
 
     def outcomes() -> Iterator[pa.Table]:
@@ -112,6 +108,9 @@ def stream(recipe: Recipe) -> LatentTable:
 
     rejected: list[Rejected] = []
     _tally(recipe, outcomes(), len(entries), 0, rejected)
+    captions: dict[str, Place] = {}
+    for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
+        captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
     return LatentTable([clips[clip] for clip in sorted(clips)], captions, rejected)
 
 
@@ -136,14 +135,14 @@ def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[in
     data = recipe.data
     # Reserved so that decoding can't run a machine out of memory, and so that Ray Data does not fuse decoding into the
     # encoders, which it does where resources are equal.
-    clip_bytes = data.frames * data.height * data.width * 3
+    memory = PROCESS_BYTES + 2 * data.batch_size * data.frames * data.height * data.width * 3
     decoded = _dataset(pa.table(rows), data.batch_size).map_batches(
-        _decode,
+        tasks.decode,
         fn_args=(data,),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=data.decode_cpus,
-        memory=2 * data.batch_size * clip_bytes,
+        memory=memory,
     )
     return _encode(decoded, _ClipEncoder, recipe, shape)
 
@@ -174,23 +173,6 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
         compute=ActorPoolStrategy(size=data.encoders),
         num_cpus=data.encoder_cpus,
         num_gpus=data.encoder_gpus,
-    )
-
-
-def _decode(table: pa.Table, data: options.Data) -> pa.Table:
-    """Append frames [F, H, W, 3] uint8 and reason, one of which is null."""
-    frames = np.zeros((len(table), data.frames, data.height, data.width, 3), dtype=np.uint8)
-    reasons: list[str | None] = [None] * len(table)
-    for row, (video, caption) in enumerate(zip(table["video"].to_pylist(), table["caption"].to_pylist(), strict=True)):
-        try:
-            if not caption:
-                raise ClipError(video, "no caption")
-            frames[row] = read_clip(video, data.frames, data.fps, data.height, data.width)
-        except ClipError as error:
-            reasons[row] = error.reason
-    valid = np.array([reason is None for reason in reasons])
-    return table.append_column("reason", pa.array(reasons, pa.string())).append_column(
-        "frames", tensor_array(frames, valid)
     )
 
 
@@ -238,7 +220,7 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
     first = next(rest)  # for the schema; there is always ""
     with (
         replacing(path) as (filesystem, temporary),
-        pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **prepared.FORMAT) as writer,
+        pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **tasks.FORMAT) as writer,
         progress("embedding captions", total, unit="caption") as bar,
     ):
         for batch in chain([first], rest):
@@ -249,15 +231,10 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
 
 def _blocks(dataset: Dataset, *columns: str) -> Iterator[tuple[ray.ObjectRef, pa.Table]]:
     """Run `dataset`; give its blocks as they come, as references, with the small columns of each."""
+    select = ray.remote(num_cpus=0)(tasks.select)
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
-            yield ref, ray.get(_select.remote(ref, columns))
-
-
-@ray.remote(num_cpus=0)
-def _select(block: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Runs where the block lies, so that the tensors need not travel."""
-    return block.select(columns)
+            yield ref, ray.get(select.remote(ref, columns))
 
 
 def _tally(recipe: Recipe, outcomes: Iterable[pa.Table], total: int, done: int, rejected: list[Rejected]) -> None:

@@ -16,19 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import join, locate, read_bytes, replacing, write_bytes
+from rayvideo.data.storage import join, locate, read_bytes, write_bytes
 from rayvideo.data.table import LatentTable, Place, Rejected
 from rayvideo.errors import UserError
 from rayvideo.recipe import Recipe
 
-# Readers get at single row groups, hence one row in each; and latents are noise, which does not compress.
-FORMAT: dict[str, Any] = {"compression": "none", "use_dictionary": False}
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
 
 
@@ -102,17 +99,6 @@ def clip_places(folder: str) -> dict[int, Place]:
         places[clip] = Place(join(clips, file.rpartition("/")[2]), row_in_file[file])
         row_in_file[file] += 1
     return places
-
-
-def write_shard(table: pa.Table, folder: str) -> pa.Table:
-    """Write the good clips of `table` as one file and return what became of each: id, video, caption, reason."""
-    good = table.filter(pc.is_null(table["reason"])).select(["id", "video", "caption", "mean", "logvar"])
-    if len(good):
-        # Each id is in one shard only, so its lowest is a name that no other shard has.
-        name = f"{pc.min(good['id']).as_py():09d}.parquet"
-        with replacing(join(folder, f"clips/{name}")) as (filesystem, temporary):
-            pq.write_table(good, temporary, filesystem=filesystem, row_group_size=1, **FORMAT)
-    return table.select(["id", "video", "caption", "reason"])
 
 
 def write_rejected(path: str | Path, rejected: Sequence[Rejected]) -> None:

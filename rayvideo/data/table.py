@@ -122,17 +122,6 @@ def _value(column: pa.ChunkedArray) -> Any:
     return column[0].as_py()
 
 
-def tensor_array(rows: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
-    """Arrow array of tensors [n, ...]; rows where `valid` is False become null."""
-    shape = rows.shape[1:]
-    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(rows.dtype), shape)
-    mask = None if valid is None else pa.array(~valid)
-    values = pa.array(np.ascontiguousarray(rows).reshape(-1))
-    return pa.ExtensionArray.from_storage(
-        kind, pa.FixedSizeListArray.from_arrays(values, type=kind.storage_type, mask=mask)
-    )
-
-
 @lru_cache(maxsize=2)
 def epoch_order(num_clips: int, seed: int, epoch: int) -> Tensor:
     """The order [num_clips] in which an epoch visits its clips."""

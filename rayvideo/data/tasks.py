@@ -1,0 +1,62 @@
+"""What Ray's tasks run on blocks of clips. No torch here: so the tasks' processes start soon and stay small."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayvideo.data.storage import join, replacing
+from rayvideo.data.video import ClipError, read_clip
+from rayvideo.recipe import Data
+
+# Readers get at single row groups, hence one row in each; and latents are noise, which does not compress.
+FORMAT: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+
+
+def decode(table: pa.Table, data: Data) -> pa.Table:
+    """Append frames [F, H, W, 3] uint8 and reason, one of which is null."""
+    frames = np.zeros((len(table), data.frames, data.height, data.width, 3), dtype=np.uint8)
+    reasons: list[str | None] = [None] * len(table)
+    for row, (video, caption) in enumerate(zip(table["video"].to_pylist(), table["caption"].to_pylist(), strict=True)):
+        try:
+            if not caption:
+                raise ClipError(video, "no caption")
+            frames[row] = read_clip(video, data.frames, data.fps, data.height, data.width)
+        except ClipError as error:
+            reasons[row] = error.reason
+    valid = np.array([reason is None for reason in reasons])
+    return table.append_column("reason", pa.array(reasons, pa.string())).append_column(
+        "frames", tensor_array(frames, valid)
+    )
+
+
+def write_shard(table: pa.Table, folder: str) -> pa.Table:
+    """Write the good clips of `table` as one file and return what became of each: id, video, caption, reason."""
+    good = table.filter(pc.is_null(table["reason"])).select(["id", "video", "caption", "mean", "logvar"])
+    if len(good):
+        # Each id is in one shard only, so its lowest is a name that no other shard has.
+        name = f"{pc.min(good['id']).as_py():09d}.parquet"
+        with replacing(join(folder, f"clips/{name}")) as (filesystem, temporary):
+            pq.write_table(good, temporary, filesystem=filesystem, row_group_size=1, **FORMAT)
+    return table.select(["id", "video", "caption", "reason"])
+
+
+def select(block: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a block, picked where it lies, so that its tensors need not travel."""
+    return block.select(columns)
+
+
+def tensor_array(rows: np.ndarray, valid: np.ndarray | None = None) -> pa.Array:
+    """Arrow array of tensors [n, ...]; rows where `valid` is False become null."""
+    shape = rows.shape[1:]
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(rows.dtype), shape)
+    mask = None if valid is None else pa.array(~valid)
+    values = pa.array(np.ascontiguousarray(rows).reshape(-1))
+    return pa.ExtensionArray.from_storage(
+        kind, pa.FixedSizeListArray.from_arrays(values, type=kind.storage_type, mask=mask)
+    )
