@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Losses = dict[str, Tensor]
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def fit(
@@ -74,11 +75,11 @@ def fit(
     network.eval().requires_grad_(False)
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """An exponential average that forgets its first, untrained weights: the decay grows with the updates seen."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], seen: Tensor) -> None:
+    def update(averaged: Tensors, current: Tensors, seen: Tensor | int) -> None:
         count = int(seen)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
 

@@ -18,6 +18,7 @@ from rayvideo.evaluation.captions import Prompt
 from rayvideo.evaluation.compare import Comparison, Figures, Preview
 from rayvideo.evaluation.findings import figures_of, print_table, warnings
 from rayvideo.evaluation.report import write_report
+from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe, parse_recipe
 
 CAPTION = "a <script>alert(1)</script> cat & 'dog'"
@@ -49,7 +50,8 @@ def comparison(folder: Path, **tuned: float) -> Comparison:
     """Two sets of which the first holds one caption that is shown; `tuned` are means of the tuned model."""
     prompt = Prompt("in_domain", CAPTION, 3)
     preview = Preview(prompt, "00-cat")
-    for variant, colour in (("base", 60), ("tuned", 200)):
+    colours: dict[Variant, int] = {"base": 60, "tuned": 200}
+    for variant, colour in colours.items():
         preview.pixels[variant] = np.full((4, 32, 32, 3), colour, np.uint8)
         preview.files[variant] = f"report/clips/00-cat-{variant}.mp4"
         write_clip(folder / preview.files[variant], preview.pixels[variant])
