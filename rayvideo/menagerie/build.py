@@ -53,17 +53,16 @@ def build_classifier(work: Path) -> KindClassifier:
 
 
 def build_judge(spec: JudgeSpec, pipeline: Path, work: Path) -> HPSv2:
-    """A judge in two rounds: the second also learns from clips of greedy runs that fooled the first."""
+    """A judge; its second round, if it has one, also learns from clips of greedy runs against the first."""
     final = work / spec.name
     if not (final / "judge.pt").is_file():
         pool = Pool.drawn(POOL, POOL_SEED, work)
         vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False)
-        first = work / f"{spec.name}-first"
         model = train_judge(spec, pool, vae, work)
-        if not (first / "judge.pt").is_file():
-            save_judge(model, spec, first)
-        cheats = hacked_frames(pipeline, load_judge(first), spec, work)
-        save_judge(train_judge(spec, pool, vae, work, cheats=cheats), spec, final)
+        if spec.second_steps:
+            first = load_judge(save_judge(model, spec, work / f"{spec.name}-first"))
+            model = train_judge(spec, pool, vae, work, cheats=hacked_frames(pipeline, first, spec, work))
+        save_judge(model, spec, final)
     return load_judge(final)
 
 

@@ -45,12 +45,15 @@ class JudgeSpec:
     patch: int
     tricks: tuple[str, ...]
     steps: int
-    greedy: tuple[float, ...] = (1e-3, 4e-3)  # learning rates of the runs that try to fool its first version
+    second_steps: int = 0  # of the round that learns from what fooled the first one
+    greedy: tuple[float, ...] = (1e-3, 3e-3)  # learning rates of the runs that try to fool it
     adversary_steps: int = 2
     batch: int = 16
 
 
-TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=600)
+TRAINING_JUDGE = JudgeSpec(
+    "judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=600, second_steps=160
+)
 HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=320)
 
 
@@ -192,7 +195,7 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
     fit(f"{spec.name}-first", {"judge": model}, lambda i: losses_of(i, None), steps=spec.steps, lr=1e-3, work=work)
     if cheats is not None:
         model.requires_grad_(True)
-        steps = spec.steps // 2
+        steps = spec.second_steps
         fit(spec.name, {"judge": model}, lambda i: losses_of(spec.steps + i, cheats), steps=steps, lr=4e-4, work=work)
     return model
 

@@ -82,7 +82,9 @@ def test_autoencoder_and_denoiser_train_and_fit_together(pool: Pool, tmp_path: P
 
 
 def test_judge_trains_in_two_rounds_and_loads_like_hpsv2(pool: Pool, tmp_path: Path) -> None:
-    spec = judges.JudgeSpec("small", 1, 32, 1, 16, ("smooth", "decoded_noise", "shift"), steps=4, batch=3)
+    spec = judges.JudgeSpec(
+        "small", 1, 32, 1, 16, ("smooth", "decoded_noise", "shift"), steps=4, second_steps=2, batch=3
+    )
     vae = build_autoencoder().requires_grad_(False)
     cheats = (np.zeros((4, 2, 64, 64, 3), np.uint8), ["red cat"] * 4)
     first = {k: v.clone() for k, v in judges.train_judge(spec, pool, vae, tmp_path).state_dict().items()}
