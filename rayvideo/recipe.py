@@ -152,6 +152,15 @@ class Training(Section):
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a worker reserves (0 trains on CPU).")
 
+    @model_validator(mode="after")
+    def _fp16_is_scaled(self) -> Training:
+        if self.precision == "fp16" and self.zero_stage == 0:
+            raise ValueError(
+                "training.precision 'fp16' with training.zero_stage 0: DeepSpeed scales the loss, without which small "
+                "gradients vanish, only in stages 1, 2 and 3"
+            )
+        return self
+
 
 class Features(Section):
     """A frozen feature extractor and the clips it compares with (KID)."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
 from rayvideo.recipe import Judge
@@ -121,6 +121,9 @@ def _get(call: Any, judge: Judge, patience: str, since: float | None = None) -> 
         return ray.get(call, timeout=max(0.0, judge.timeout_s - waited))
     except GetTimeoutError:
         raise RewardError(f"judge {judge.name!r}: {patience}") from None
+    except RayTaskError as error:
+        # The judge's own words, without the trace of its process.
+        raise (error.cause if isinstance(error.cause, RewardError) else error) from None
     except RayActorError as error:
         raise RewardError(f"judge {judge.name!r}: its actor died: {error}") from error
 

@@ -1,0 +1,34 @@
+"""Fine-tune a text-to-video model on the gradient of judges.
+
+    python jobs/finetune.py --recipe jobs/recipes/menagerie.yaml tracking.run_name=first training.steps=40
+    python jobs/finetune.py --recipe jobs/recipes/menagerie.yaml tracking.run_name=first --resume
+
+Writes adapter/, checkpoints/, metrics.jsonl, samples/ and summary.json into the run folder, and logs to MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rayvideo import command
+from rayvideo.recipe import load_recipe
+from rayvideo.tracking import tracking_uri, ui_command
+from rayvideo.training import preflight
+from rayvideo.training.launch import finetune
+
+
+def main(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    preflight.check(recipe)
+    command.start_ray(recipe)
+    summary = finetune(recipe, resume=args.resume)
+    for judge, score in summary["scores"].items():
+        print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")
+    print(f"Adapter after {summary['steps']} steps and {summary['seconds']:.0f} s: {summary['adapter']}")
+    print(f"MLflow: {ui_command(tracking_uri(recipe))}")
+
+
+if __name__ == "__main__":
+    parser = command.recipe_arguments(__doc__ or "")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of this tracking.run_name")
+    command.run(main, parser)

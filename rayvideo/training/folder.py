@@ -1,0 +1,124 @@
+"""A run's folder: whose it is, whether it can be taken or gone on with, and what stands in it at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from ray.train import Checkpoint, Result
+
+from rayvideo.data.storage import is_uri, join, read_bytes, write_bytes
+from rayvideo.evaluation.folder import is_file, read_summary
+from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.tracking import flatten
+
+CHECKPOINTS = "checkpoints"
+SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"  # Ray Train's list of complete checkpoints
+MAY_CHANGE = (
+    "training.steps",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.max_failures",
+    "training.cpus_per_worker",
+    "training.gpus_per_worker",
+    "evaluation.",
+    "tracking.uri",
+    "storage",
+)
+"""Options, and beginnings of options, that a resumed run may have another value for."""
+WINDOW = 10  # steps that "first" and "last" figures are means of
+
+
+def named(recipe: Recipe) -> Recipe:
+    """The recipe with a run name: date and time, unless it has one."""
+    name = recipe.tracking.run_name or datetime.now().strftime("%Y%m%d-%H%M%S")
+    return recipe.model_copy(update={"tracking": recipe.tracking.model_copy(update={"run_name": name})})
+
+
+def folder_of(recipe: Recipe) -> str:
+    """The run folder, as an absolute path or URI: workers may have another working directory."""
+    storage = recipe.storage if is_uri(recipe.storage) else str(Path(recipe.storage).absolute())
+    return join(storage, recipe.tracking.run_name or "")
+
+
+def refuse_taken(recipe: Recipe) -> None:
+    """Raise `RecipeError` if a run of this name exists."""
+    if is_file(join(folder_of(recipe), "recipe.yaml")):
+        raise RecipeError(
+            f"tracking.run_name {recipe.tracking.run_name!r}: this run exists in {recipe.storage!r}; "
+            "go on with it (--resume) or choose another name"
+        )
+
+
+def newest_checkpoint(recipe: Recipe) -> Checkpoint:
+    """What a resumed run goes on from.
+
+    Raises:
+        RecipeError: there is no such run, it has no checkpoint, or it was begun with another recipe.
+    """
+    name, folder = recipe.tracking.run_name, folder_of(recipe)
+    if not is_file(join(folder, "recipe.yaml")):
+        raise RecipeError(f"tracking.run_name {name!r}: no such run in {recipe.storage!r} to resume")
+    begun = dict(flatten(yaml.safe_load(read_bytes(join(folder, "recipe.yaml")))))
+    now = dict(flatten(recipe.model_dump(mode="json")))
+    for key in sorted(begun.keys() | now.keys()):
+        if begun.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
+            raise RecipeError(
+                f"{key}: run {name!r} was begun with {begun.get(key)!r}, and can't be resumed with {now.get(key)!r}"
+            )
+    known = is_file(join(folder, SNAPSHOT))
+    found = Result.from_path(join(folder, CHECKPOINTS)).checkpoint if known else None
+    if found is None:
+        raise RecipeError(
+            f"tracking.run_name {name!r} has no checkpoint to resume from; remove {folder!r} or choose another name"
+        )
+    return found
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Take the folder."""
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_bytes(join(folder_of(recipe), "recipe.yaml"), text.encode())
+
+
+def write_summary(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Put `facts` into summary.json beside what it holds already, and return all of it."""
+    summary = {**read_summary(folder), **facts}
+    write_bytes(join(folder, "summary.json"), json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def copy_adapter(source: Path, folder: str) -> str:
+    """Copy a checkpoint's adapter to the run's final place and return that."""
+    target = join(folder, "adapter")
+    for file in source.iterdir():
+        write_bytes(join(target, file.name), file.read_bytes())
+    return target
+
+
+def figures(metrics: str, judges: Sequence[str]) -> dict[str, Any]:
+    """What a run's metrics.jsonl comes down to: means of the first and last steps, and of the time that a step took."""
+    steps = [json.loads(line) for line in metrics.splitlines()]
+
+    def ends(key: str) -> dict[str, float]:
+        values = [step[key] for step in steps]
+        return {"first": fmean(values[:WINDOW]), "last": fmean(values[-WINDOW:])}
+
+    return {
+        "window": min(WINDOW, len(steps)),
+        "reward": ends("reward"),
+        "scores": {judge: ends(f"score/{judge}") for judge in judges},
+        "gradient_norm": ends("gradient_norm"),
+        "saturation": ends("saturation"),
+        "clipped": fmean(step["clipped"] for step in steps),
+        "seconds_per_step": {
+            key.removeprefix("seconds/"): fmean(step[key] for step in steps)
+            for key in steps[0]
+            if key.startswith("seconds/")
+        },
+    }

@@ -1,0 +1,156 @@
+"""A fine-tuning from recipe to adapter: checks, clips, judges, MLflow, and Ray Train around the loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from rayvideo.data.latents import open_latents
+from rayvideo.data.prepared import write_rejected
+from rayvideo.data.storage import join, read_bytes
+from rayvideo.data.table import Rejected
+from rayvideo.errors import UserError
+from rayvideo.evaluation.previews import embed_shown
+from rayvideo.recipe import Recipe
+from rayvideo.serving.pool import RewardPool
+from rayvideo.tracking import RunRef, Tracker, create_run, find_run, versions
+from rayvideo.training import folder as runs
+from rayvideo.training.following import following
+from rayvideo.training.plan import STATE, Plan
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune the recipe's model and return what is then in the run folder's summary.json.
+
+    Needs a running Ray, and a recipe that passed `preflight.check`.
+
+    Args:
+        resume: Go on with the run of this name from its newest checkpoint.
+
+    Raises:
+        UserError: naming what the recipe, its files, a clip or a judge lacks; also where NaN or Inf appeared.
+    """
+    started = time.monotonic()
+    recipe = runs.named(recipe)
+    checkpoint = runs.newest_checkpoint(recipe) if resume else None
+    if not resume:
+        runs.refuse_taken(recipe)
+    table = open_latents(recipe)
+    pool = RewardPool(recipe.reward.judges, name=recipe.tracking.run_name)
+    try:
+        shown = embed_shown(recipe)  # while the judges load
+        pool.wait_until_ready()
+        ref = _begin(recipe, table.rejected, checkpoint)
+        with Tracker(ref) as tracker:
+            result = _fit(Plan(recipe, runs.folder_of(recipe), table, pool, shown, ref))
+            clips = {"clips": len(table), "rejected": len(table.rejected)}
+            return _finish(recipe, result, tracker, {**clips, "seconds": round(time.monotonic() - started, 1)})
+    finally:
+        pool.close()
+
+
+def _begin(recipe: Recipe, rejected: Sequence[Rejected], checkpoint: Checkpoint | None) -> RunRef:
+    """Take the run folder and an MLflow run: a new one, or the one that the checkpoint was logged to."""
+    folder = runs.folder_of(recipe)
+    runs.write_recipe(recipe)
+    write_rejected(join(folder, "rejected.jsonl"), rejected)
+    if checkpoint is None:
+        ref = create_run(recipe, folder)
+    else:
+        with checkpoint.as_directory() as files:
+            state = json.loads(Path(files, STATE).read_text())
+        ref = find_run(recipe, state["mlflow"]["run_id"])
+        tracker = Tracker(ref)
+        tracker.reopen()
+        tracker.tag(resumed_after_step=state["step"])
+    runs.write_summary(folder, {"finished": False, "run_folder": folder, "mlflow": ref.shareable()})
+    return ref
+
+
+def _fit(plan: Plan) -> Result:
+    """Run the loop on the recipe's workers; lost ones are replaced, and go on from the newest checkpoint."""
+    options = plan.recipe.training
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would mean something else in workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"plan": plan},
+        torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=options.workers,
+            use_gpu=options.gpus_per_worker > 0,
+            resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=runs.CHECKPOINTS,
+            storage_path=plan.run_folder,
+            failure_config=FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=options.keep_checkpoints),
+            callbacks=[OnFailure()],
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised here, or told by OnFailure
+        ),
+    )
+    judges = [judge.name for judge in plan.recipe.reward.judges]
+    try:
+        with following(join(plan.run_folder, "metrics.jsonl"), options.steps, judges):
+            return trainer.fit()
+    except ControllerError as error:
+        raise (error.controller_failure if isinstance(error.controller_failure, UserError) else error) from None
+
+
+def _work(config: dict[str, Any]) -> None:
+    from rayvideo.training.loop import train  # the driver can do without DeepSpeed, whose import takes seconds
+
+    train(config)
+
+
+class OnFailure(UserCallback):
+    """In Ray Train's controller: ends the run where trying again can't help, and says so where it may."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray Train retries after any exception; raising here makes it stop."""
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError):
+                raise error
+        rank, error = next(iter(worker_exceptions.items()))
+        logger.warning("worker %d was lost, starting again from the newest checkpoint: %s", rank, error)
+
+
+def _finish(recipe: Recipe, result: Result, tracker: Tracker, facts: dict[str, Any]) -> dict[str, Any]:
+    """Put the adapter in its place, into MLflow too, and sum the run up."""
+    folder = runs.folder_of(recipe)
+    with result.checkpoint.as_directory() as files:
+        adapter = runs.copy_adapter(Path(files, "adapter"), folder)
+        tracker.artifacts(Path(files, "adapter"), "adapter")
+    metrics = read_bytes(join(folder, "metrics.jsonl")).decode()
+    return runs.write_summary(
+        folder,
+        {
+            "finished": True,
+            "adapter": adapter,
+            "steps": recipe.training.steps,
+            **facts,
+            **runs.figures(metrics, [judge.name for judge in recipe.reward.judges]),
+            "versions": versions(),
+            "recipe": recipe.model_dump(mode="json"),
+        },
+    )

@@ -1,0 +1,60 @@
+"""What a fine-tuning needs, looked for before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rayvideo.data.manifest import read_manifest
+from rayvideo.evaluation.captions import prompts
+from rayvideo.models import ModelError, load_model
+from rayvideo.recipe import Judge, Recipe, RecipeError
+from rayvideo.rewards import Reward, RewardError, resolve
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe whose files are missing, whose judges have no gradient, or whose clips the model can't make.
+
+    Raises:
+        UserError: one that names the key or the file, and what is allowed.
+    """
+    for number, judge in enumerate(recipe.reward.judges):
+        key = f"reward.judges.{number}"
+        _check_judge(key, judge)
+        if not _resolve(key, judge).differentiable:
+            raise RecipeError(
+                f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
+                "evaluation.judges, and train on a judge whose class says differentiable = True"
+            )
+    for number, judge in enumerate(recipe.evaluation.judges):
+        key = f"evaluation.judges.{number}"
+        _check_judge(key, judge)
+        _resolve(key, judge)
+    prompts(recipe)
+    if recipe.data.manifest is not None:
+        read_manifest(recipe.data.manifest, recipe.data.root)
+    _check_model(recipe)
+
+
+def _check_judge(key: str, judge: Judge) -> None:
+    if judge.type == "hpsv2" and not Path(judge.checkpoint or "").is_file():
+        raise RecipeError(
+            f"{key}.checkpoint {judge.checkpoint!r} is not a file; it holds the weights of {judge.name!r}"
+        )
+    if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
+        raise RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
+
+
+def _resolve(key: str, judge: Judge) -> type[Reward]:
+    try:
+        return resolve(judge.type)
+    except RewardError as error:
+        raise RecipeError(f"{key}.type: {error}") from error
+
+
+def _check_model(recipe: Recipe) -> None:
+    data = recipe.data
+    model = load_model(recipe.model.path, parts=("vae",))
+    try:
+        model.latent_shape(data.frames, data.height, data.width)
+    except ModelError as error:
+        raise RecipeError(f"data.height, data.width: {error}") from error

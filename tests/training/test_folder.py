@@ -1,0 +1,106 @@
+"""A run's name belongs to one run, and a resumed run is the one that was begun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.training import folder as runs
+
+
+def recipe_in(storage: Path, **sections: Any) -> Recipe:
+    tree = {
+        "model": {"path": "model"},
+        "data": {"manifest": "list.txt"},
+        "reward": {"judges": [{"name": "judge"}]},
+        "tracking": {"run_name": "first"},
+        "storage": str(storage),
+    }
+    return parse_recipe(tree | sections)
+
+
+def test_a_run_without_a_name_gets_one(tmp_path):
+    recipe = runs.named(recipe_in(tmp_path, tracking={}))
+    assert recipe.tracking.run_name
+    assert runs.named(recipe) == recipe
+    assert runs.folder_of(recipe) == str(tmp_path / recipe.tracking.run_name)
+
+
+def test_the_folder_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runs.folder_of(recipe_in(Path("runs"))) == str(tmp_path / "runs" / "first")
+    in_bucket = recipe_in(tmp_path).model_copy(update={"storage": "s3://bucket/runs"})
+    assert runs.folder_of(in_bucket) == "s3://bucket/runs/first"
+
+
+def test_a_taken_name_is_refused(tmp_path):
+    recipe = recipe_in(tmp_path)
+    runs.refuse_taken(recipe)
+    runs.write_recipe(recipe)
+    with pytest.raises(RecipeError, match=r"run_name 'first': this run exists .*--resume\) or choose another name"):
+        runs.refuse_taken(recipe)
+
+
+def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
+    recipe = recipe_in(tmp_path)
+    with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
+        runs.newest_checkpoint(recipe)
+    runs.write_recipe(recipe)
+    with pytest.raises(RecipeError, match="'first' has no checkpoint to resume from"):
+        runs.newest_checkpoint(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"lr": 0.5}}, r"training\.lr: run 'first' was begun with 1e-05, .* resumed with 0\.5"),
+        ({"training": {"workers": 2}}, r"training\.workers: .* with 1, .* with 2"),
+        ({"reward": {"judges": [{"name": "other"}]}}, r"reward\.judges\.0\.name: .* with 'judge', .* with 'other'"),
+        (
+            {"reward": {"judges": [{"name": "judge"}, {"name": "b"}]}},
+            r"reward\.judges\.1\.dtype: .* with None",
+        ),
+    ],
+)
+def test_another_recipe_is_refused(tmp_path, change, message):
+    runs.write_recipe(recipe_in(tmp_path))
+    with pytest.raises(RecipeError, match=message):
+        runs.newest_checkpoint(recipe_in(tmp_path, **change))
+
+
+def test_what_does_not_change_the_numbers_may_change(tmp_path):
+    runs.write_recipe(recipe_in(tmp_path))
+    changed = recipe_in(tmp_path, training={"steps": 7, "max_failures": 0}, evaluation={"previews": 9})
+    with pytest.raises(RecipeError, match="no checkpoint"):  # all that is missing
+        runs.newest_checkpoint(changed)
+
+
+def test_figures_are_means_of_the_ends():
+    lines = [
+        {
+            "step": step,
+            "reward": step,
+            "score/judge": 2 * step,
+            "gradient_norm": 1.0,
+            "saturation": 0.5,
+            "clipped": float(step > 15),
+            "seconds/step": 0.25,
+        }
+        for step in range(1, 21)
+    ]
+    figures = runs.figures("".join(json.dumps(line) + "\n" for line in lines), ["judge"])
+    assert figures["window"] == 10
+    assert figures["reward"] == {"first": 5.5, "last": 15.5}
+    assert figures["scores"] == {"judge": {"first": 11, "last": 31}}
+    assert figures["clipped"] == 0.25
+    assert figures["seconds_per_step"] == {"step": 0.25}
+
+
+def test_summaries_keep_what_other_jobs_wrote(tmp_path):
+    runs.write_summary(str(tmp_path), {"sets": 1, "finished": False})
+    runs.write_summary(str(tmp_path), {"finished": True})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"sets": 1, "finished": True}

@@ -1,0 +1,92 @@
+"""What can't work is refused before anything starts, with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayvideo.errors import UserError
+from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.rewards import Reward
+from rayvideo.training.preflight import check
+
+
+class Ungraded(Reward):
+    """Says a number, and that is all."""
+
+    differentiable = False
+
+
+def recipe_with(tiny_pipeline: Path, tiny_judge: Path, folder: Path, **changes: Any) -> Recipe:
+    """A recipe that passes, unless `changes` (dotted keys with `__`) spoil it."""
+    (folder / "captions.txt").write_text("cat\n")
+    (folder / "list.txt").write_text("a.mp4|||cat\n")
+    judge = {"checkpoint": str(tiny_judge / "judge.pt"), "architecture": str(tiny_judge / "open_clip_config.json")}
+    tree: dict[str, Any] = {
+        "model": {"path": str(tiny_pipeline)},
+        "data": {"manifest": str(folder / "list.txt"), "height": 64, "width": 64},
+        "reward": {"judges": [{"name": "judge", **judge}]},
+        "evaluation": {"sets": {"in": str(folder / "captions.txt")}},
+    }
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section: Any = tree
+        for part in path:
+            section = section[int(part) if part.isdigit() else part]
+        section[last] = value
+    return parse_recipe(tree)
+
+
+def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
+    check(recipe_with(tiny_pipeline, tiny_judge, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"model__path": "nowhere/at/all"}, UserError, "nowhere/at/all: neither a folder with model_index.json"),
+        ({"data__height": 60}, RecipeError, "data.height, data.width: frames of 60x64 .* multiples of 8"),
+        ({"data__manifest": "gone.txt"}, UserError, r"gone\.txt"),
+        ({"evaluation__sets": {"in": "gone.txt"}}, UserError, r"gone\.txt"),
+        (
+            {"reward__judges__0__checkpoint": "gone.pt"},
+            RecipeError,
+            r"reward\.judges\.0\.checkpoint 'gone\.pt' is not a file",
+        ),
+        (
+            {"reward__judges__0__architecture": "gone.json"},
+            RecipeError,
+            r"reward\.judges\.0\.architecture 'gone\.json' is not a file",
+        ),
+        (
+            {"reward__judges__0__type": "nothing:Here"},
+            RecipeError,
+            r"reward\.judges\.0\.type: reward type 'nothing:Here'",
+        ),
+        (
+            {"reward__judges__0__type": f"{__name__}:Ungraded"},
+            RecipeError,
+            r"reward\.judges\.0\.type .*'judge' gives no gradient to train on; list it under evaluation\.judges",
+        ),
+        (
+            {"evaluation__judges": [{"name": "other", "checkpoint": "gone.pt"}]},
+            RecipeError,
+            r"evaluation\.judges\.0\.checkpoint 'gone\.pt'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_named(tiny_pipeline, tiny_judge, tmp_path, change, kind, message):
+    with pytest.raises(kind, match=message):
+        check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, **change))
+
+
+def test_a_judge_without_gradient_may_report(tiny_pipeline, tiny_judge, tmp_path):
+    judges = [{"name": "other", "type": f"{__name__}:Ungraded"}]
+    check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, evaluation__judges=judges))
+
+
+def test_fp16_needs_a_stage_that_scales_the_loss(tiny_pipeline, tiny_judge, tmp_path):
+    with pytest.raises(RecipeError, match=r"training\.precision 'fp16' with training\.zero_stage 0"):
+        recipe_with(tiny_pipeline, tiny_judge, tmp_path, training={"precision": "fp16", "zero_stage": 0})
