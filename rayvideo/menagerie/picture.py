@@ -36,7 +36,8 @@ def before_after(run: Path, per_set: int, columns: int = 2) -> Image.Image:
         for line, variant in enumerate(("base", "tuned")):
             down = top + LINE + line * side
             pen.text((left + 10, down + side // 2 - 8), variant, fill="black", font=font)
-            clip = read_clip(run / files[(*pair, variant)], FRAMES, FPS, SIZE, SIZE)
+            key = (*pair, variant)
+            clip = read_clip(run / files[key], FRAMES, FPS, SIZE, SIZE)
             strip = np.concatenate([clip[frame] for frame in SHOWN], axis=1)
             sheet.paste(
                 Image.fromarray(strip).resize((len(SHOWN) * side, side), Image.Resampling.NEAREST), (left + 60, down)
