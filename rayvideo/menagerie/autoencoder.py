@@ -18,6 +18,10 @@ from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
 
 CHANNELS = 12
+LATENT_STD = 0.4
+"""Spread of the latents that the denoiser sees. Sixteen frames show the same things, so their noise averages out: at
+1.0 a clip is still legible at the schedule's last step, and the model would neither learn to start from noise nor need
+the caption."""
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -46,7 +50,7 @@ def train_autoencoder(pool: Pool, work: Path, *, crop_steps: int, steps: int, se
     """Train on frames of varied quality, first on quarter-size crops (many more of them a second), then on whole ones.
 
     Squared error and L1 on pixels, L1 on edges, and a KL term that only keeps the latents' scale in bounds. Their
-    spread, measured on the pool, becomes `scaling_factor`, so that the denoiser sees unit variance.
+    spread, measured on the pool, gives `scaling_factor`, so that the denoiser sees LATENT_STD.
     """
     torch.manual_seed(seed)
     vae = build_autoencoder().to(memory_format=torch.channels_last)
@@ -75,5 +79,5 @@ def train_autoencoder(pool: Pool, work: Path, *, crop_steps: int, steps: int, se
     with torch.no_grad():
         sample = torch.from_numpy(pool.images(range(min(256, len(pool.scenes))), rng, 0.8)) * 2 - 1
         spread = vae.encode(sample).latent_dist.mean.std().item()
-    vae.register_to_config(scaling_factor=1 / spread)
+    vae.register_to_config(scaling_factor=LATENT_STD / spread)
     return vae

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rayvideo.menagerie.autoencoder import CHANNELS
+from rayvideo.menagerie.autoencoder import CHANNELS, LATENT_STD
 from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import FRAMES, caption_of, sample_scene
@@ -128,6 +128,11 @@ def train_denoiser(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
 
+    # The error of the clean latents that a prediction implies, capped; plain noise error hardly sees the steps in which
+    # a clip's content is decided.
+    signal = scheduler.alphas_cumprod
+    weights = ((1 - signal) / signal / LATENT_STD**2).clamp(0.5, 100)
+
     def losses_of(step: int, frames: int, batch: int) -> Losses:
         rng = random.Random(f"{seed}-{frames}-{step}")
         chosen = [
@@ -141,7 +146,8 @@ def train_denoiser(
         with torch.autocast("cpu", torch.bfloat16):
             embedded = text(tokens_of(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, time, embedded).sample
-        return {"noise": F.mse_loss(predicted.float(), noise)}
+        errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3, 4))
+        return {"noise": (errors * weights[time]).mean()}
 
     networks = {"text": text, "unet": unet}
     fit("denoiser-short", networks, lambda i: losses_of(i, 4, 32), steps=short_steps, lr=1e-3, work=work)

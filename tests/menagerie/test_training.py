@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rayvideo.menagerie import judges
-from rayvideo.menagerie.autoencoder import CHANNELS, build_autoencoder, train_autoencoder
+from rayvideo.menagerie.autoencoder import CHANNELS, LATENT_STD, build_autoencoder, train_autoencoder
 from rayvideo.menagerie.classifier import KindClassifier, save_classifier, train_classifier
 from rayvideo.menagerie.denoiser import build_tokenizer, encode_pool, tokens_of, train_denoiser
 from rayvideo.menagerie.fit import fit
@@ -73,7 +73,7 @@ def test_autoencoder_and_denoiser_train_and_fit_together(pool: Pool, tmp_path: P
     vae = train_autoencoder(pool, tmp_path, crop_steps=2, steps=2)
     latents = encode_pool(vae, pool, tmp_path, seed=1)
     assert latents.shape == (24, 2, CHANNELS, 16, 8, 8)
-    assert 0.5 < latents.astype(np.float32).std() < 2
+    assert 0.5 * LATENT_STD < latents.astype(np.float32).std() < 2 * LATENT_STD
     unet, text, tokenizer = train_denoiser(latents, pool, tmp_path, short_steps=1, steps=1)
     with torch.no_grad():
         embedded = text(tokens_of(tokenizer, ["red cat"])).last_hidden_state
