@@ -39,6 +39,7 @@ from rayvideo.recipe import Recipe, RecipeError
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
 LONGEST_PARAM = 500  # characters; servers differ in what they take
 CUT = "… (see recipe.yaml)"
+KIND = "custom_model_development"  # or else the UI takes it for a chat application's and hides runs in a corner
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 128  # pixels of a frame in a strip
@@ -263,7 +264,8 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     # A server knows where its artifacts go; those of a database file would land in the current directory.
     database = _sqlite_file(uri)
     try:
-        return client.create_experiment(name, database and (database.parent / "mlartifacts").as_uri())
+        artifacts = database and (database.parent / "mlartifacts").as_uri()
+        return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": KIND})
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

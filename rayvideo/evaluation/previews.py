@@ -83,7 +83,7 @@ class Previews:
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
             side_by_side = np.concatenate([base, after], axis=2)
             file = f"{folder}/{file_name(number, prompt)}.mp4"
-            self._tracker.strip(f"{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)
+            self._tracker.strip(f"preview/{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)
             self._tracker.video(file, side_by_side)
             write_clip(join(self._run_folder, file), side_by_side)
         figures = {**self._figures("base", self._base), **self._figures("tuned", tuned)}
@@ -125,7 +125,7 @@ class Previews:
         frames = to_frames(clips)
         columns |= {"motion": [motion(x).item() for x in frames], "flicker": [flicker(x).item() for x in frames]}
         return {
-            f"preview/{name}/{metric}/{variant}": fmean(
+            f"preview/{name}/{metric}.{variant}": fmean(
                 value for value, prompt in zip(values, self._prompts, strict=True) if prompt.set == name
             )
             for name in dict.fromkeys(prompt.set for prompt in self._prompts)

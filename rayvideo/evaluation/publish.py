@@ -45,13 +45,13 @@ def publish(
 def track(comparison: Comparison, summary: dict[str, Any], work: Path, tracker: Tracker, step: int) -> None:
     """Log the means of every set, a strip for each shown prompt, and the report with its clips."""
     means = {
-        f"eval/{name}/{metric}/{variant}": figure["mean"]
+        f"eval/{name}/{metric}.{variant}": figure["mean"]
         for name, variants in comparison.sets.items()
         for variant, figures in variants.items()
         for metric, figure in figures.items()
     }
     gains = {
-        f"eval/{name}/{judge}/gain_in_base_std": gain
+        f"eval/{name}/{judge}.gain_in_base_std": gain
         for name, judges in summary.get("gain_in_base_std", {}).items()
         for judge, gain in judges.items()
         if gain is not None

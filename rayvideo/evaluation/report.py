@@ -126,7 +126,9 @@ def _rows(comparison: Comparison, name: str, columns: Sequence[Column]) -> dict[
 def _cell(figures: Figures, key: str) -> Cell:
     if key not in figures:
         return Cell("–")
-    return Cell(_number(figures[key]["mean"]), f"± {_number(figures[key]['std'])}")
+    mean, deviation = figures[key]["mean"], figures[key]["std"]
+    decimals = 4 if abs(mean) < 10 else 1
+    return Cell(f"{mean:.{decimals}f}", f"± {deviation:.{decimals}f}")
 
 
 def _change(comparison: Comparison, name: str, column: Column) -> Cell:
@@ -140,10 +142,6 @@ def _change(comparison: Comparison, name: str, column: Column) -> Cell:
     if gain is None:
         return Cell("–", better)
     return Cell(f"{gain:+.2f} σ", better, "good" if gain > 0 else "bad" if gain < 0 else "")
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _histories(recipe: Recipe, metrics: str) -> dict[str, list[tuple[int, float]]]:

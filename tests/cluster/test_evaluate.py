@@ -181,8 +181,8 @@ def test_the_job_fills_the_run_folder_and_the_run(
     client = MlflowClient(ref.uri)
     assert len(client.search_runs([ref.experiment_id])) == 1
     logged = client.get_run(ref.run_id)
-    assert logged.data.metrics["eval/in/judge/tuned"] == pytest.approx(tuned["mean"])
-    assert client.get_metric_history(ref.run_id, "eval/in/judge/base")[0].step == 3
+    assert logged.data.metrics["eval/in/judge.tuned"] == pytest.approx(tuned["mean"])
+    assert client.get_metric_history(ref.run_id, "eval/in/judge.base")[0].step == 3
     assert "report/index.html" in [file.path for file in client.list_artifacts(ref.run_id, "report")]
     strips = [file.path for file in client.list_artifacts(ref.run_id, "images") if file.path.endswith(".png")]
     assert len(strips) == 3
