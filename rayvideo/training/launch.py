@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from ray.train import (
     Result,
     RunConfig,
     ScalingConfig,
-    UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -33,10 +31,9 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, versions
 from rayvideo.training import folder as runs
+from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
 from rayvideo.training.plan import STATE, Plan
-
-logger = logging.getLogger(__name__)
 
 
 def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -55,10 +52,10 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     checkpoint = runs.newest_checkpoint(recipe) if resume else None
     if not resume:
         runs.refuse_taken(recipe)
-    table = open_latents(recipe)
     pool = RewardPool(recipe.reward.judges, name=recipe.tracking.run_name)
     try:
-        shown = embed_shown(recipe)  # while the judges load
+        table = open_latents(recipe)  # this and the next line while the judges load
+        shown = embed_shown(recipe)
         pool.wait_until_ready()
         ref = _begin(recipe, table.rejected, checkpoint)
         with Tracker(ref) as tracker:
@@ -123,22 +120,11 @@ def _work(config: dict[str, Any]) -> None:
     train(config)
 
 
-class OnFailure(UserCallback):
-    """In Ray Train's controller: ends the run where trying again can't help, and says so where it may."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray Train retries after any exception; raising here makes it stop."""
-        for error in worker_exceptions.values():
-            if isinstance(error, UserError):
-                raise error
-        rank, error = next(iter(worker_exceptions.items()))
-        logger.warning("worker %d was lost, starting again from the newest checkpoint: %s", rank, error)
-
-
 def _finish(recipe: Recipe, result: Result, tracker: Tracker, facts: dict[str, Any]) -> dict[str, Any]:
     """Put the adapter in its place, into MLflow too, and sum the run up."""
     folder = runs.folder_of(recipe)
     with result.checkpoint.as_directory() as files:
+        steps = json.loads(Path(files, STATE).read_text())["step"]
         adapter = runs.copy_adapter(Path(files, "adapter"), folder)
         tracker.artifacts(Path(files, "adapter"), "adapter")
     metrics = read_bytes(join(folder, "metrics.jsonl")).decode()
@@ -147,7 +133,7 @@ def _finish(recipe: Recipe, result: Result, tracker: Tracker, facts: dict[str, A
         {
             "finished": True,
             "adapter": adapter,
-            "steps": recipe.training.steps,
+            "steps": steps,
             **facts,
             **runs.figures(metrics, [judge.name for judge in recipe.reward.judges]),
             "versions": versions(),

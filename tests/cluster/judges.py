@@ -54,21 +54,29 @@ class Slow(Brightness):
         return super().score(frames, prompts)
 
 
-class Mortal(Brightness):
-    """Kills its own process in the first call after `checkpoint`, a file, has appeared, and removes the file."""
+class Fragile(Brightness):
+    """Does what `checkpoint`, a file, says, in the first call that comes when it has been called `after` times:
+    "die" kills its own process, "nan" spoils the scores. The file is removed, so that it happens once.
+    """
 
-    def __init__(self, fuse: str) -> None:
+    def __init__(self, fuse: str, after: int) -> None:
         super().__init__()
         self._fuse = Path(fuse)
+        self._left = after
 
     @classmethod
-    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+    def load(cls, checkpoint: str | None, after: int = 0, **options: Any) -> Self:
         if checkpoint is None:
-            raise RewardError("Mortal needs a checkpoint")
-        return cls(checkpoint)
+            raise RewardError("Fragile needs a checkpoint")
+        return cls(checkpoint, after)
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        if self._fuse.exists():
-            self._fuse.unlink()
+        scores = super().score(frames, prompts)
+        self._left -= 1
+        if self._left >= 0 or not self._fuse.exists():
+            return scores
+        deed = self._fuse.read_text()
+        self._fuse.unlink()
+        if deed == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().score(frames, prompts)
+        return scores * torch.nan

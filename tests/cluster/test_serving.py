@@ -111,10 +111,10 @@ def test_every_frame_needs_its_prompt(pair: RewardPool):
 
 def test_a_killed_judge_is_not_noticed(opened: Open, tmp_path: Path):
     fuse = tmp_path / "fuse"
-    pool = opened(Judge(name="mortal", type=f"{HERE}:Mortal", checkpoint=str(fuse)))
+    pool = opened(Judge(name="fragile", type=f"{HERE}:Fragile", checkpoint=str(fuse)))
     pixels = frames(3)
     before = pool.score(pixels, ["a"] * 3)
-    fuse.touch()
+    fuse.write_text("die")
     after = pool.score(pixels, ["a"] * 3)
     assert not fuse.exists(), "the judge was never killed"
     assert torch.equal(before, after)
@@ -134,8 +134,8 @@ def test_a_judge_that_errs_is_named(broken: RewardPool, prompt: str, message: st
 
 
 def test_a_judge_that_cannot_be_loaded_is_named(ray_cluster: None):
-    pool = RewardPool([Judge(name="absent", type=f"{HERE}:Mortal")])
-    with pytest.raises(RewardError, match=r"(?s)'absent'.*Mortal needs a checkpoint"):
+    pool = RewardPool([Judge(name="absent", type=f"{HERE}:Fragile")])
+    with pytest.raises(RewardError, match=r"(?s)'absent'.*Fragile needs a checkpoint"):
         pool.wait_until_ready()
 
 
