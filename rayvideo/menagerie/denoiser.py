@@ -113,12 +113,11 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, work: Path, seed: int) -> np.nda
 
 
 def train_denoiser(
-    latents: np.ndarray, pool: Pool, work: Path, *, short_steps: int, steps: int, seed: int = 2
+    latents: np.ndarray, pool: Pool, work: Path, *, steps: int, seed: int = 2
 ) -> tuple[UNet3DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """Train text tower and UNet on noise prediction: first on 4 frames of many clips, then on whole clips.
+    """Train text tower and UNet on noise prediction, in turn on whole clips and on four frames of many more clips.
 
-    What things look like is learned from many different clips, how they move from whole ones; so most compute goes
-    where it is needed.
+    What things look like is learned from many different clips, how they move from whole ones.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -133,8 +132,9 @@ def train_denoiser(
     signal = scheduler.alphas_cumprod
     weights = ((1 - signal) / signal / LATENT_STD**2).clamp(0.5, 100)
 
-    def losses_of(step: int, frames: int, batch: int) -> Losses:
-        rng = random.Random(f"{seed}-{frames}-{step}")
+    def losses_of(step: int) -> Losses:
+        frames, batch = (FRAMES, 8) if step % 2 else (4, 32)
+        rng = random.Random(f"{seed}-{step}")
         chosen = [
             (rng.randrange(len(latents)), rng.randrange(2), rng.randrange(FRAMES - frames + 1)) for _ in range(batch)
         ]
@@ -149,9 +149,5 @@ def train_denoiser(
         errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3, 4))
         return {"noise": (errors * weights[time]).mean()}
 
-    networks = {"text": text, "unet": unet}
-    fit("denoiser-short", networks, lambda i: losses_of(i, 4, 32), steps=short_steps, lr=1e-3, work=work)
-    for network in networks.values():
-        network.requires_grad_(True)
-    fit("denoiser", networks, lambda i: losses_of(i, FRAMES, 8), steps=steps, lr=8e-4, work=work)
+    fit("denoiser", {"text": text, "unet": unet}, losses_of, steps=steps, lr=8e-4, work=work)
     return unet, text, tokenizer

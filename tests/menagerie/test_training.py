@@ -74,7 +74,7 @@ def test_autoencoder_and_denoiser_train_and_fit_together(pool: Pool, tmp_path: P
     latents = encode_pool(vae, pool, tmp_path, seed=1)
     assert latents.shape == (24, 2, CHANNELS, 16, 8, 8)
     assert 0.5 * LATENT_STD < latents.astype(np.float32).std() < 2 * LATENT_STD
-    unet, text, tokenizer = train_denoiser(latents, pool, tmp_path, short_steps=1, steps=1)
+    unet, text, tokenizer = train_denoiser(latents, pool, tmp_path, steps=2)
     with torch.no_grad():
         embedded = text(tokens_of(tokenizer, ["red cat"])).last_hidden_state
         noise = unet(torch.randn(1, CHANNELS, 16, 8, 8), 5, embedded).sample
