@@ -26,7 +26,7 @@ from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
 from rayvideo.recipe import Recipe, load_recipe
-from rayvideo.tracking import Tracker, commit, create_run, find_run, ui_command, versions
+from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
 
 LOG_WIDTH = 120  # columns of the table where no terminal says otherwise
 
@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
     print_table(recipe, comparison, console)
     console.print(f"Report: {summary['evaluation']['report']}", soft_wrap=True, markup=False)
     console.print(f"MLflow: {ui_command(ref.uri)}", soft_wrap=True, markup=False)
+    console.print(f"        {run_url(ref)}", soft_wrap=True, markup=False)
 
 
 def _absolute(path: str) -> str:

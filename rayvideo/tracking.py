@@ -39,7 +39,7 @@ from rayvideo.recipe import Recipe, RecipeError
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
 LONGEST_PARAM = 500  # characters; servers differ in what they take
 CUT = "… (see recipe.yaml)"
-KIND = "custom_model_development"  # or else the UI takes it for a chat application's and hides runs in a corner
+HOST, PORT = "127.0.0.1", "5000"  # of the UI that `ui_command` starts
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 128  # pixels of a frame in a strip
@@ -188,11 +188,18 @@ class Tracker:
 
 def ui_command(uri: str) -> str:
     """The one line that opens MLflow on a tracking URI."""
-    if urlsplit(uri).scheme in ("http", "https"):
+    if _is_server(uri):
         return f"open {_without_login(uri)}"
     program = Path(sys.executable).with_name("mlflow")
     shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return shlex.join([str(shown), "ui", "--host", "127.0.0.1", "--port", "5000", "--backend-store-uri", uri])
+    return shlex.join([str(shown), "ui", "--host", HOST, "--port", PORT, "--backend-store-uri", uri])
+
+
+def run_url(ref: RunRef) -> str:
+    """The page of a run, once MLflow is open; it asks for the UI's view of trainings, which is not its first."""
+    server = _without_login(ref.uri) if _is_server(ref.uri) else f"http://{HOST}:{PORT}"
+    page = f"experiments/{ref.experiment_id}/runs/{ref.run_id}/model-metrics"
+    return f"{server.rstrip('/')}/#/{page}?workflowType=machine_learning"
 
 
 def versions() -> dict[str, str]:
@@ -265,11 +272,15 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     database = _sqlite_file(uri)
     try:
         artifacts = database and (database.parent / "mlartifacts").as_uri()
-        return client.create_experiment(name, artifacts, tags={"mlflow.experimentKind": KIND})
+        return client.create_experiment(name, artifacts)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.get_experiment_by_name(name).experiment_id
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
 
 
 def _sqlite_file(uri: str) -> Path | None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
-from rayvideo.tracking import RunRef, Tracker, TrackingError, create_run, find_run, tracking_uri, ui_command
+from rayvideo.tracking import RunRef, Tracker, TrackingError, create_run, find_run, run_url, tracking_uri, ui_command
 
 
 @pytest.fixture(autouse=True)
@@ -160,5 +160,9 @@ def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_logins_stay_private(tmp_path: Path, ref: RunRef) -> None:
     assert "secret" not in json.dumps(RunRef("https://me:secret@server:1/x", "1", "2").shareable())
     assert ui_command("https://me:secret@server:1/x") == "open https://server:1/x"
+    assert run_url(RunRef("https://me:secret@server:1/x/", "1", "2")).startswith(
+        "https://server:1/x/#/experiments/1/runs/2/"
+    )
+    assert run_url(ref).startswith(f"http://127.0.0.1:5000/#/experiments/{ref.experiment_id}/runs/{ref.run_id}/")
     database = f"sqlite:///{tmp_path}/private.db"
     assert ui_command(database).endswith(f"mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri {database}")

@@ -24,6 +24,8 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import Tracker
 
+MIN_HEIGHT = 256  # pixels of a clip in a player
+
 Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
 
 
@@ -81,7 +83,7 @@ class Previews:
             return {}
         folder = f"samples/step-{step:06d}"
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
-            side_by_side = np.concatenate([base, after], axis=2)
+            side_by_side = _enlarged(np.concatenate([base, after], axis=2))
             file = f"{folder}/{file_name(number, prompt)}.mp4"
             self._tracker.strip(f"preview/{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)
             self._tracker.video(file, side_by_side)
@@ -131,3 +133,9 @@ class Previews:
             for name in dict.fromkeys(prompt.set for prompt in self._prompts)
             for metric, values in columns.items()
         }
+
+
+def _enlarged(clip: Pixels) -> Pixels:
+    """Frames [F, H, W, 3] as large as players show them well; MLflow's does not scale."""
+    factor = max(1, MIN_HEIGHT // clip.shape[1])
+    return clip.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -98,43 +98,41 @@ def scores(comparison: Comparison, metric: str) -> dict[tuple[Any, ...], float]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_figures_do_not_depend_on_workers_and_batches(tree: dict[str, Any], adapter: Path, tmp_path: Path) -> None:
-    names = {"name": "names", "type": f"{__name__}:Names"}
-    measured = {
-        "judges": [*tree["evaluation"]["judges"], names],
-        "features": {"type": f"{__name__}:Means", "reference": tree["data"]["manifest"]},
-    }
-    one, two = (
-        evaluate(changed(tree, **measured, workers=workers, batch_size=size, cpus_per_worker=0.5), str(adapter), folder)
-        for workers, size, folder in ((1, 5, tmp_path / "one"), (2, 2, tmp_path / "two"))
-    )
-    for metric in ("judge", "held_out", "names", "motion", "flicker", "colourfulness"):
-        assert scores(two, metric) == pytest.approx(scores(one, metric), abs=1e-4), metric
-        assert len(scores(one, metric)) == 2 * (3 + 1) * 2
-    assert set(scores(one, "names").values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
-    base, tuned = one.sets["in"]["base"], one.sets["in"]["tuned"]
-    assert base["judge"]["n"] == 6
-    assert base["judge"]["mean"] != pytest.approx(tuned["judge"]["mean"], abs=1e-3)
-    assert two.sets["new"]["tuned"]["kid"] == pytest.approx(one.sets["new"]["tuned"]["kid"], abs=1e-3)
-    assert one.reference["motion"]["n"] == 6
-    assert one.reference["names"]["n"] == 6
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_unreadable_reference_clips_stop_it_or_are_counted(
-    tree: dict[str, Any], tiny_clips: Path, tmp_path: Path
+def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
+    tree: dict[str, Any], tiny_clips: Path, adapter: Path, tmp_path: Path
 ) -> None:
     listed = [f"{tiny_clips}/{line}" for line in (tiny_clips / "list.txt").read_text().splitlines()]
     (tmp_path / "reference.txt").write_text("\n".join([*listed, "missing.mp4|||red ball"]))
+    tree["data"]["max_bad_fraction"] = 0.2
+    names = {"name": "names", "type": f"{__name__}:Names"}
+    measured = {
+        "judges": [*tree["evaluation"]["judges"], names],
+        "features": {"type": f"{__name__}:Means", "reference": str(tmp_path / "reference.txt")},
+    }
+    both = evaluate(changed(tree, **measured, batch_size=5), str(adapter), tmp_path / "both")
+    base = evaluate(changed(tree, **measured, batch_size=2, workers=2, cpus_per_worker=0.5), None, tmp_path / "base")
+
+    assert not base.has_tuned
+    for metric in ("judge", "held_out", "names", "motion", "flicker", "colourfulness"):
+        found = {key: score for key, score in scores(both, metric).items() if "base" in key}
+        assert len(found) == (3 + 1) * 2
+        assert scores(base, metric) == pytest.approx(found, abs=1e-4), metric
+    assert set(scores(both, "names").values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    before, after = both.sets["in"]["base"], both.sets["in"]["tuned"]
+    assert before["judge"]["n"] == 6
+    assert before["judge"]["mean"] != pytest.approx(after["judge"]["mean"], abs=1e-3)
+    assert base.sets["new"]["base"]["kid"] == pytest.approx(both.sets["new"]["base"]["kid"], abs=1e-3)
+    assert before["kid"]["mean"] != pytest.approx(after["kid"]["mean"], abs=1e-3)
+    assert both.unreadable == 1
+    assert both.reference["motion"]["n"] == both.reference["names"]["n"] == len(listed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_unreadable_reference_clips_stop_it(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "reference.txt").write_text("missing.mp4|||red ball")
     features = {"type": f"{__name__}:Means", "reference": str(tmp_path / "reference.txt")}
-    recipe = changed(tree, features=features, max_captions=1, seeds=[0])
-    with pytest.raises(EvaluationError, match=r"1 of 7 clips can't be read.*max_bad_fraction"):
-        evaluate(recipe, None, tmp_path)
-    lenient = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad_fraction": 0.2})})
-    comparison = evaluate(lenient, None, tmp_path)
-    assert comparison.unreadable == 1
-    assert comparison.reference["motion"]["n"] == 6
-    assert list(comparison.sets["in"]) == ["base"]
+    with pytest.raises(EvaluationError, match=r"1 of 1 clips can't be read, more than data\.max_bad_fraction 0\.05"):
+        evaluate(changed(tree, features=features, judges=[]), None, tmp_path)
 
 
 def test_the_job_fills_the_run_folder_and_the_run(

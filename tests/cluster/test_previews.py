@@ -92,8 +92,8 @@ def test_one_worker_or_two_show_the_same(recipe: Recipe, tmp_path: Path) -> None
     assert last["preview/in/judge.tuned"] != pytest.approx(first["preview/in/judge.tuned"], abs=1e-4)
 
     file = tmp_path / "alone" / "run" / "samples" / "step-000002" / "02-new-blue-snail.mp4"
-    both = read_clip(file, 4, 8, 64, 128).astype(float)
-    assert np.abs(both[:, :, :64] - both[:, :, 64:]).mean() > 2
+    both = read_clip(file, 4, 8, 256, 512).astype(float)  # enlarged four times
+    assert np.abs(both[:, :, :256] - both[:, :, 256:]).mean() > 2
     client = MlflowClient(ref.uri)
     videos = [artifact.path for artifact in client.list_artifacts(ref.run_id, "samples/step-000002")]
     assert videos == [
