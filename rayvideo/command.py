@@ -71,6 +71,8 @@ def start_ray(recipe: Recipe) -> None:
             address="local",
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
             include_dashboard=False,
+            # What libraries say in dozens of processes is kept in Ray's session folder; errors come as exceptions.
+            log_to_driver=False,
             logging_level=logging.ERROR,
         )
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution

@@ -36,8 +36,10 @@ def _follow(metrics: str, steps: int, judges: Sequence[str], done: Event) -> Non
             finished = done.wait(EVERY_S)  # the last look comes after the last step
             newest = last_line(metrics)
             if newest is not None:
+                if newest["step"] < bar.n:
+                    bar.write(f"a worker was lost after step {bar.n}; training goes on from step {newest['step']}")
                 bar.set_postfix({judge: f"{newest[f'score/{judge}']:.4f}" for judge in judges}, refresh=False)
-                bar.update(newest["step"] - bar.n)  # backwards after a worker was lost
+                bar.update(newest["step"] - bar.n)
 
 
 def last_line(metrics: str) -> dict[str, Any] | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import ray
 
+from rayvideo.command import ENVIRONMENT
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A one-node cluster with 4 logical CPUs, however many the machine has."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
