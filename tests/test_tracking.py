@@ -36,8 +36,13 @@ def recipe(storage: Path | str, **tracking: str) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def ref(tmp_path_factory: pytest.TempPathFactory) -> RunRef:
-    storage = tmp_path_factory.mktemp("storage")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for all tests: a new one takes seconds."""
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def ref(storage: Path) -> RunRef:
     return create_run(recipe(storage, run_name="first"), storage / "first")
 
 
@@ -109,8 +114,8 @@ def test_strips_videos_and_folders_are_artifacts(ref: RunRef, client: MlflowClie
     assert "index.html" in [a.path for a in client.list_artifacts(ref.run_id)]
 
 
-def test_status_follows_the_run(tmp_path: Path) -> None:
-    ref = create_run(recipe(tmp_path), tmp_path / "run")
+def test_status_follows_the_run(storage: Path) -> None:
+    ref = create_run(recipe(storage), storage / "run")
     tracker, client = Tracker(ref), MlflowClient(ref.uri)
 
     def status() -> str:
@@ -130,8 +135,8 @@ def test_status_follows_the_run(tmp_path: Path) -> None:
     assert client.get_run(ref.run_id).info.run_name == "run"
 
 
-def test_lost_metrics_are_an_error_and_the_run_is_closed(tmp_path: Path) -> None:
-    ref = create_run(recipe(tmp_path), tmp_path / "run")
+def test_lost_metrics_are_an_error_and_the_run_is_closed(storage: Path) -> None:
+    ref = create_run(recipe(storage), storage / "run")
     tracker = Tracker(ref)
     tracker.log(0, {"x" * 300: 1.0})  # longer than MLflow takes
     with pytest.raises(MlflowException):
@@ -139,9 +144,9 @@ def test_lost_metrics_are_an_error_and_the_run_is_closed(tmp_path: Path) -> None
     assert MlflowClient(ref.uri).get_run(ref.run_id).info.status == "FINISHED"
 
 
-def test_runs_are_found_again(tmp_path: Path) -> None:
-    ours = recipe(tmp_path)
-    ref = create_run(ours, tmp_path / "run")
+def test_runs_are_found_again(storage: Path) -> None:
+    ours = recipe(storage)
+    ref = create_run(ours, storage / "run")
     assert find_run(ours, ref.run_id) == ref
     with pytest.raises(TrackingError, match="run nosuchrun"):
         find_run(ours, "nosuchrun")
