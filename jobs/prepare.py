@@ -11,14 +11,15 @@ import argparse
 import shlex
 
 from rayvideo import command
-from rayvideo.data.latents import prepare_to
+from rayvideo.data import latents
 from rayvideo.recipe import load_recipe
 
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    latents.check(recipe)
     command.start_ray(recipe)
-    summary = prepare_to(recipe, args.out)
+    summary = latents.prepare_to(recipe, args.out)
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) and {summary['captions']} captions in "
         f"{summary['seconds']:.0f} s; {summary['rejected']} clips dropped"

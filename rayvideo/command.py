@@ -47,6 +47,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except UserError as error:
         # Raised on a worker, it comes wrapped together with the worker's traceback.
         sys.exit(f"error: {error.cause if isinstance(error, RayTaskError) else error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
         if ray.is_initialized():
             ray.shutdown()

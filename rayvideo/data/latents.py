@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from itertools import chain
 from typing import Any
 
@@ -33,12 +34,23 @@ from rayvideo.recipe import Recipe, RecipeError
 CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32
 REASONS_SHOWN = 3
+OUTCOME = ("id", "video", "caption", "reason")
 PROCESS_BYTES = 256 * 2**20  # what a decoding process takes besides pixels
 
 
 def open_latents(recipe: Recipe) -> LatentTable:
     """The recipe's clips: from `data.prepared`, or encoded now from `data.manifest`."""
     return prepared.open_prepared(recipe) if recipe.data.prepared else stream(recipe)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what can be refused before Ray starts: a bad list of clips, a missing model, an impossible size.
+
+    Raises:
+        RecipeError, ManifestError, ModelError: naming the thing and what is allowed.
+    """
+    _entries(recipe)
+    _latent_shape(recipe)
 
 
 def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
@@ -53,7 +65,7 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
 
     Raises:
         DataError: `out` belongs to something else, or more than `data.max_bad_fraction` of the clips are bad.
-        RecipeError, ManifestError, ModelError: before anything starts.
+        RecipeError, ManifestError, ModelError: as `check` does, before anything starts.
     """
     started = time.monotonic()
     entries = _entries(recipe)
@@ -68,7 +80,7 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
             shards = _encoded_clips(recipe, entries, missing, shape).map_batches(
                 tasks.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
             )
-            outcomes = shards.iter_batches(batch_size=None, batch_format="pyarrow")
+            outcomes = (block for _, block in _blocks(shards, *OUTCOME))
             _tally(recipe, outcomes, len(entries), len(present), rejected)
     finally:
         prepared.write_rejected(join(out, "rejected.jsonl"), rejected)
@@ -99,9 +111,9 @@ def stream(recipe: Recipe) -> LatentTable:
     shape = _latent_shape(recipe)
     clips: dict[int, Place] = {}
 
-    def outcomes() -> Iterator[pa.Table]:
+    def outcomes() -> Generator[pa.Table]:
         encoded = _encoded_clips(recipe, entries, range(len(entries)), shape)
-        for ref, block in _blocks(encoded, "id", "video", "caption", "reason"):
+        for ref, block in _blocks(encoded, *OUTCOME):
             good = zip(block["id"].to_pylist(), block["reason"].to_pylist(), strict=True)
             clips.update({clip: Place(ref, row) for row, (clip, reason) in enumerate(good) if reason is None})
             yield block
@@ -215,32 +227,32 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
     total = len({"", *(entry["caption"] for entry in entries)})
     if filesystem.get_file_info(inner).type == pa.fs.FileType.File:
         return total
-    batches = _embedded_captions(recipe, entries).iter_batches(batch_size=None, batch_format="pyarrow")
-    rest = iter(batches)
-    first = next(rest)  # for the schema; there is always ""
+    blocks = (block for _, block in _blocks(_embedded_captions(recipe, entries), "caption", "embedding"))
+    first = next(blocks)  # for the schema; there is always ""
     with (
         replacing(path) as (filesystem, temporary),
         pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **tasks.FORMAT) as writer,
         progress("embedding captions", total, unit="caption") as bar,
     ):
-        for batch in chain([first], rest):
-            writer.write_table(batch, row_group_size=1)
-            bar.update(len(batch))
+        for block in chain([first], blocks):
+            writer.write_table(block, row_group_size=1)
+            bar.update(len(block))
     return total
 
 
-def _blocks(dataset: Dataset, *columns: str) -> Iterator[tuple[ray.ObjectRef, pa.Table]]:
-    """Run `dataset`; give its blocks as they come, as references, with the small columns of each."""
+def _blocks(dataset: Dataset, *columns: str) -> Generator[tuple[ray.ObjectRef, pa.Table]]:
+    """Run `dataset`; give its blocks as they come, as references and with these columns. To close it stops the run."""
     select = ray.remote(num_cpus=0)(tasks.select)
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             yield ref, ray.get(select.remote(ref, columns))
 
 
-def _tally(recipe: Recipe, outcomes: Iterable[pa.Table], total: int, done: int, rejected: list[Rejected]) -> None:
+def _tally(recipe: Recipe, outcomes: Generator[pa.Table], total: int, done: int, rejected: list[Rejected]) -> None:
     """Count clips as they come, with a progress bar, and collect the `rejected`; stop as soon as they are too many."""
     limit = recipe.data.max_bad_fraction
-    with progress("encoding clips", total) as bar:
+    # Ray Data goes on with an execution until its iterator is gone, and an exception holds on to what it passed.
+    with progress("encoding clips", total) as bar, closing(outcomes):
         bar.update(done)
         for table in outcomes:
             bad = table.filter(pc.is_valid(table["reason"])).select(Rejected._fields)

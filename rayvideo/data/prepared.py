@@ -44,9 +44,7 @@ def open_prepared(recipe: Recipe) -> LatentTable:
     if summary is None:
         raise DataError(f"data.prepared {folder!r} is no folder that jobs/prepare.py wrote")
     if not summary["finished"]:
-        raise DataError(
-            f"data.prepared {folder!r} is not finished; run jobs/prepare.py again, it goes on where it stopped"
-        )
+        raise DataError(f"data.prepared {folder!r} is not finished; run jobs/prepare.py again: it goes on from there")
     expected = fingerprint(recipe)
     _compare(folder, {key: summary["fingerprint"][key] for key in expected}, expected)
     places = clip_places(folder)
