@@ -29,6 +29,7 @@ MEASURES = {
 }
 MEASURE = "measure"
 CHART = (680, 240)  # pixels
+SLIGHT = 0.05  # gain in standard deviations that gets no colour
 SMOOTHING = 0.05  # of a curve's length: the window of the bold line
 
 
@@ -136,12 +137,12 @@ def _change(comparison: Comparison, name: str, column: Column) -> Cell:
     if column.key == "kid":  # may be around 0, where a share says nothing
         return Cell(f"{tuned['kid']['mean'] - base['kid']['mean']:+.4f}")
     if column.role == MEASURE:
-        return Cell(f"{change(base, tuned, column.key):+.0%}")
+        return Cell(f"{change(base, tuned, column.key):+.1%}")
     gain = comparison.gain(column.key)[name]
     better = f"better in {comparison.wins(column.key)[name]:.0%}"
     if gain is None:
         return Cell("–", better)
-    return Cell(f"{gain:+.2f} σ", better, "good" if gain > 0 else "bad" if gain < 0 else "")
+    return Cell(f"{gain:+.2f} σ", better, "good" if gain > SLIGHT else "bad" if gain < -SLIGHT else "")
 
 
 def _histories(recipe: Recipe, metrics: str) -> dict[str, list[tuple[int, float]]]:
