@@ -33,6 +33,7 @@ from rayvideo.tracking import RunRef, Tracker, create_run, find_run, versions
 from rayvideo.training import folder as runs
 from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
+from rayvideo.training.meters import Journal
 from rayvideo.training.plan import STATE, Plan
 
 
@@ -80,6 +81,7 @@ def _begin(recipe: Recipe, rejected: Sequence[Rejected], checkpoint: Checkpoint 
         tracker = Tracker(ref)
         tracker.reopen()
         tracker.tag(resumed_after_step=state["step"])
+        Journal(join(folder, "metrics.jsonl"), state["step"])  # drops the steps that are done again
     runs.write_summary(folder, {"finished": False, "run_folder": folder, "mlflow": ref.shareable()})
     return ref
 

@@ -1,0 +1,173 @@
+"""The whole job: from a list of clips to an adapter that diffusers loads, through lost judges and stopped runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import DiffusionPipeline
+from mlflow import MlflowClient
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rayvideo.data.latents import prepare_to
+from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.rewards import RewardError
+from rayvideo.training.launch import finetune
+from rayvideo.training.preflight import check
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("storage")
+    (folder / "captions.txt").write_text("red ball\n")
+    return folder
+
+
+def recipe_for(pipeline: Path, judge: Path, clips: Path, storage: Path, name: str, **changes: Any) -> Recipe:
+    hpsv2 = {"checkpoint": str(judge / "judge.pt"), "architecture": str(judge / "open_clip_config.json")}
+    fragile = {"type": "tests.cluster.judges:Fragile", "checkpoint": str(storage / "fuse"), "options": {"after": 4}}
+    tree: dict[str, Any] = {
+        "model": {"path": str(pipeline)},
+        "data": {"manifest": str(clips / "list.txt"), "height": 64, "width": 64},
+        "editing": {"steps": 5},
+        "reward": {"judges": [{"name": "hps", **hpsv2}, {"name": "fragile", "weight": 0.1, **fragile}]},
+        "training": {"steps": STEPS, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 2} | changes.pop("training"),
+        "evaluation": {"steps": 2, "previews": 1} | changes.pop("evaluation", {}),
+        "tracking": {"run_name": name},
+        "storage": str(storage / "runs"),
+    }
+    recipe = parse_recipe(tree | changes)
+    check(recipe)
+    return recipe
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Finished:
+    """A run that two workers made, while their judge was killed once."""
+
+    def __init__(self, recipe: Recipe, summary: dict[str, Any]) -> None:
+        self.recipe = recipe
+        self.summary = summary
+        self.folder = Path(summary["run_folder"])
+
+    def adapter(self) -> dict[str, Tensor]:
+        return load_file(self.folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, storage: Path, ray_cluster: None) -> Finished:
+    workers = {"workers": 2, "batch_size": 1, "accumulation": 2}
+    sets = {"sets": {"in": str(storage / "captions.txt")}}
+    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "pair", training=workers, evaluation=sets)
+    (storage / "fuse").write_text("die")
+    return Finished(recipe, finetune(recipe))
+
+
+def test_a_killed_judge_does_not_stop_a_run(finished, storage):
+    assert not (storage / "fuse").exists(), "the judge was never killed"
+    assert [line["step"] for line in metrics_of(finished.folder)] == [1, 2, 3, 4]
+
+
+def test_every_step_is_logged(finished):
+    lines = metrics_of(finished.folder)
+    segments = range(finished.recipe.reward.segments)
+    assert set(lines[0]) == {
+        "step", "reward", "loss", "saturation", "gradient_norm", "clipped", "skipped", "lr",
+        *(f"score/{judge}" for judge in ("hps", "fragile")),
+        *(f"score/{judge}/segment-{i}" for judge in ("hps", "fragile") for i in segments),
+        *(f"judge_gradient_norm/{judge}" for judge in ("hps", "fragile")),
+        *(f"seconds/{phase}" for phase in ("data", "rollout", "decode", "judge", "backward", "step")),
+    }  # fmt: skip
+    for line in lines:
+        assert line["loss"] == pytest.approx(1 - line["reward"])
+        assert line["gradient_norm"] > 0
+        assert line["score/hps"] == pytest.approx(sum(line[f"score/hps/segment-{i}"] for i in segments) / len(segments))
+    assert [line["lr"] for line in lines] == [5e-4, 1e-3, 1e-3, 1e-3]
+    ref = finished.summary["mlflow"]
+    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    history = client.get_metric_history(ref["run_id"], "score/hps")
+    assert {point.step: point.value for point in history} == {line["step"]: line["score/hps"] for line in lines}
+    run = client.get_run(ref["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.workers"] == "2"
+
+
+def test_the_run_folder_holds_everything(finished):
+    folder, summary = finished.folder, finished.summary
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["finished"]
+    assert (summary["steps"], summary["clips"], summary["rejected"]) == (STEPS, 6, 0)
+    assert summary["scores"]["hps"].keys() == {"first", "last"}
+    assert parse_recipe(yaml.safe_load((folder / "recipe.yaml").read_text())) == finished.recipe
+    assert (folder / "rejected.jsonl").read_text() == ""
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.is_dir())
+    assert checkpoints == ["step-000002", "step-000004"]
+    samples = sorted(str(path.relative_to(folder)) for path in (folder / "samples").rglob("*.mp4"))
+    assert samples == [f"samples/step-{step:06d}/00-in-red-ball.mp4" for step in (0, STEPS)]
+    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    stored = {artifact.path for artifact in client.list_artifacts(summary["mlflow"]["run_id"], "adapter")}
+    assert "adapter/adapter_model.safetensors" in stored
+
+
+def test_diffusers_and_peft_load_the_adapter(finished, tiny_pipeline):
+    def clip() -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        made = pipe("red ball", num_frames=4, height=64, width=64, num_inference_steps=2, generator=generator,
+                    output_type="pt")  # fmt: skip
+        return made.frames
+
+    pipe = DiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    before = clip()
+    pipe.unet = PeftModel.from_pretrained(pipe.unet, finished.summary["adapter"])
+    after = clip()
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
+    finished, tiny_pipeline, tiny_judge, tiny_clips, storage
+):
+    """One worker with two clips a micro-batch is stopped by a NaN, resumed, and ends where the two workers ended."""
+    alone = {"workers": 1, "batch_size": 2, "accumulation": 2, "zero_stage": 3}
+    prepare_to(finished.recipe, str(storage / "latents"))
+    data = {"prepared": str(storage / "latents"), "height": 64, "width": 64}
+    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "alone", training=alone, data=data)
+    folder = storage / "runs" / "alone"
+    (storage / "fuse").write_text("nan")
+    with pytest.raises(RewardError) as stopped:
+        finetune(recipe)
+    assert "step 3, clips [" in str(stopped.value)
+    assert "judge 'fragile' gave NaN or Inf as score for captions [" in str(stopped.value)
+    run_id = json.loads((folder / "summary.json").read_text())["mlflow"]["run_id"]
+    client = MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db")
+    assert client.get_run(run_id).info.status == "FAILED"
+    assert [line["step"] for line in metrics_of(folder)] == [1, 2]
+
+    with pytest.raises(RecipeError, match="this run exists"):
+        finetune(recipe)
+    summary = finetune(recipe, resume=True)
+    assert summary["mlflow"]["run_id"] == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    lines = metrics_of(folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    timeless = [key for key in lines[0] if not key.startswith(("seconds/", "judge_gradient_norm/"))]
+    for own, other in zip(lines, metrics_of(finished.folder), strict=True):
+        assert {key: own[key] for key in timeless} == pytest.approx({key: other[key] for key in timeless}, rel=1e-3)
+    tuned, wanted = load_file(folder / "adapter" / "adapter_model.safetensors"), finished.adapter()
+    assert tuned.keys() == wanted.keys()
+    error = torch.cat([(tuned[name] - wanted[name]).flatten() for name in wanted])
+    size = torch.cat([weight.flatten() for name, weight in wanted.items() if "lora_B" in name])
+    assert error.norm() < 1e-2 * size.norm()
