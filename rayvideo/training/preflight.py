@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rayvideo.data.manifest import read_manifest
+from rayvideo.data.prepared import open_prepared
 from rayvideo.evaluation.captions import prompts
 from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Judge, Recipe, RecipeError
@@ -32,6 +33,8 @@ def check(recipe: Recipe) -> None:
     prompts(recipe)
     if recipe.data.manifest is not None:
         read_manifest(recipe.data.manifest, recipe.data.root)
+    else:
+        open_prepared(recipe)
     _check_model(recipe)
 
 

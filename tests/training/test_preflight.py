@@ -49,6 +49,7 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
         ({"model__path": "nowhere/at/all"}, UserError, "nowhere/at/all: neither a folder with model_index.json"),
         ({"data__height": 60}, RecipeError, "data.height, data.width: frames of 60x64 .* multiples of 8"),
         ({"data__manifest": "gone.txt"}, UserError, r"gone\.txt"),
+        ({"data__manifest": None, "data__prepared": "gone"}, UserError, r"data\.prepared 'gone' is no folder"),
         ({"evaluation__sets": {"in": "gone.txt"}}, UserError, r"gone\.txt"),
         (
             {"reward__judges__0__checkpoint": "gone.pt"},
