@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.image.kid import poly_mmd
 from typing_extensions import Self
 
 from rayvideo.evaluation import EvaluationError
@@ -126,6 +125,8 @@ def kid(generated: Tensor, reference: Tensor, *, subsets: int = 50, size: int = 
     Each is the unbiased squared MMD with the kernel (x·y / D + 1)^3 of min(size, N, M) rows of both; it may be a little
     below 0 when the two come from one distribution. Mean and standard deviation over the draws are what is reported.
     """
+    from torchmetrics.image.kid import poly_mmd  # takes seconds, which only this function should cost
+
     size = min(size, len(generated), len(reference))
     generator = torch.Generator().manual_seed(seed)
 

@@ -78,7 +78,8 @@ class Previews:
         if self._base is None:
             with adapter_disabled(self._model.denoiser):
                 self._base = self._generate()
-        tuned = self._generate()
+        # At the start the adapter's B is 0, so that the tuned model is the base.
+        tuned = self._generate() if step else self._base
         if self._tracker is None:
             return {}
         folder = f"samples/step-{step:06d}"
