@@ -25,7 +25,8 @@ def main(args: argparse.Namespace) -> None:
         f"{summary['seconds']:.0f} s; {summary['rejected']} clips dropped"
         + (f", see {args.out}/rejected.jsonl" if summary["rejected"] else "")
     )
-    overrides = [*args.overrides, "data.manifest=null", f"data.prepared={args.out}"]
+    kept = [override for override in args.overrides if not override.startswith("data.manifest=")]
+    overrides = [*kept, "data.manifest=null", f"data.prepared={args.out}"]
     print(f"Next: python jobs/finetune.py --recipe {shlex.join([args.recipe, *overrides])}")
 
 

@@ -44,13 +44,14 @@ def open_latents(recipe: Recipe) -> LatentTable:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what can be refused before Ray starts: a bad list of clips, a missing model, an impossible size.
+    """Refuse what can be refused before Ray starts: a bad list of clips, a missing or damaged model, a wrong size.
 
     Raises:
         RecipeError, ManifestError, ModelError: naming the thing and what is allowed.
     """
     _entries(recipe)
-    _latent_shape(recipe)
+    data = recipe.data
+    load_model(recipe.model.path, parts=("vae", "text")).latent_shape(data.frames, data.height, data.width)
 
 
 def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
