@@ -38,7 +38,7 @@ def build_pipeline(work: Path) -> Path:
             train_autoencoder(pool, work, crop_steps=3500, steps=1600).save_pretrained(work / "vae")
         vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
         latents = encode_pool(vae, pool, work, seed=3)
-        unet, text, tokenizer = train_denoiser(latents, pool, work, steps=6000)
+        unet, text, tokenizer = train_denoiser(latents, pool, work, frame_steps=3500, clip_steps=2200)
         vae = vae.to(memory_format=torch.contiguous_format)
         TextToVideoSDPipeline(vae, text, tokenizer, unet, build_scheduler()).save_pretrained(folder)
     return folder

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.resnet import TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from tqdm import tqdm
@@ -71,8 +76,8 @@ def build_text_tower(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_denoiser() -> UNet3DConditionModel:
-    """An untrained 3D UNet for 8x8 latents."""
-    return UNet3DConditionModel(
+    """An untrained 3D UNet for 8x8 latents, whose output is its input until it learns better."""
+    unet = UNet3DConditionModel(
         sample_size=8,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
@@ -80,10 +85,54 @@ def build_denoiser() -> UNet3DConditionModel:
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         block_out_channels=(64, 128),
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
         cross_attention_dim=WIDTH,
         attention_head_dim=16,
     )
+    _start_as_copy(unet)
+    return unet
+
+
+@torch.no_grad()
+def _start_as_copy(unet: UNet3DConditionModel) -> None:
+    """Make the untrained UNet return its input: for most of the schedule that is the noise, to within a few percent.
+
+    A UNet has no path that copies. Without one it spends its training on learning to, and what is left of the error
+    is larger than all that tells one clip from another. The input travels along the outermost skip connection as x and
+    -x, which SiLU leaves whole: silu(x) - silu(-x) = x. Large constants beside it keep the last norm's scale fixed.
+    """
+    attentions = [m for m in unet.modules() if isinstance(m, (Transformer2DModel, TransformerTemporalModel))]
+    last = unet.up_blocks[-1].resnets[-1]
+    for layer in (*(attention.proj_out for attention in attentions), last.conv2, unet.conv_out):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    width, size = unet.conv_out.in_channels, unet.conv_norm_out.num_channels // unet.conv_norm_out.num_groups
+    pairs = size // 2 - 1  # of each group's channels, the last two are the constants
+    constant = 10.0
+    scale = math.sqrt((2 * pairs + 2 * constant**2) / size)
+    for channel in range(CHANNELS):
+        group, place = divmod(channel, pairs)
+        plus, steady = group * size + 2 * place, group * size + 2 * pairs
+        for sign, own in ((1.0, plus), (-1.0, plus + 1)):
+            unet.conv_in.weight[own], unet.conv_in.bias[own] = 0.0, 0.0
+            unet.conv_in.weight[own, channel, 1, 1] = sign
+            last.conv_shortcut.weight[own], last.conv_shortcut.bias[own] = 0.0, 0.0
+            last.conv_shortcut.weight[own, width + own] = 1.0  # the skip connection comes after `width` channels
+            unet.conv_norm_out.weight[own] = scale
+            unet.conv_out.weight[channel, own, 1, 1] = sign
+        for sign, own in ((1.0, steady), (-1.0, steady + 1)):
+            last.conv_shortcut.weight[own], last.conv_shortcut.bias[own] = 0.0, sign * constant
+
+
+@contextmanager
+def _frame_by_frame(unet: UNet3DConditionModel) -> Iterator[None]:
+    """Within this context the layers that mix frames, which still return their input, are skipped to save time."""
+    layers = [m for m in unet.modules() if isinstance(m, (TemporalConvLayer, TransformerTemporalModel))]
+    for layer in layers:
+        layer.forward = (lambda x, **_: x) if isinstance(layer, TemporalConvLayer) else (lambda x, **_: (x,))
+    yield
+    for layer in layers:
+        del layer.forward
 
 
 def tokens_of(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
@@ -113,11 +162,11 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, work: Path, seed: int) -> np.nda
 
 
 def train_denoiser(
-    latents: np.ndarray, pool: Pool, work: Path, *, steps: int, seed: int = 2
+    latents: np.ndarray, pool: Pool, work: Path, *, frame_steps: int, clip_steps: int, seed: int = 2
 ) -> tuple[UNet3DConditionModel, CLIPTextModel, CLIPTokenizer]:
-    """Train text tower and UNet on noise prediction, in turn on whole clips and on four frames of many more clips.
+    """Train text tower and UNet on noise prediction, first on single frames, then on whole clips.
 
-    What things look like is learned from many different clips, how they move from whole ones.
+    What things look like is learned from many different frames, which are cheap; then how they move.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
@@ -132,9 +181,8 @@ def train_denoiser(
     signal = scheduler.alphas_cumprod
     weights = ((1 - signal) / signal / LATENT_STD**2).clamp(0.5, 100)
 
-    def losses_of(step: int) -> Losses:
-        frames, batch = (FRAMES, 8) if step % 2 else (4, 32)
-        rng = random.Random(f"{seed}-{step}")
+    def losses_of(step: int, frames: int, batch: int) -> Losses:
+        rng = random.Random(f"{seed}-{frames}-{step}")
         chosen = [
             (rng.randrange(len(latents)), rng.randrange(2), rng.randrange(FRAMES - frames + 1)) for _ in range(batch)
         ]
@@ -149,5 +197,10 @@ def train_denoiser(
         errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3, 4))
         return {"noise": (errors * weights[time]).mean()}
 
-    fit("denoiser", {"text": text, "unet": unet}, losses_of, steps=steps, lr=8e-4, work=work)
+    parts = {"text": text, "unet": unet}
+    with _frame_by_frame(unet):
+        fit("denoiser-frames", parts, lambda i: losses_of(i, 1, 128), steps=frame_steps, lr=1e-3, work=work)
+    text.requires_grad_(True)
+    unet.requires_grad_(True)
+    fit("denoiser-clips", parts, lambda i: losses_of(i, FRAMES, 8), steps=clip_steps, lr=5e-4, work=work)
     return unet, text, tokenizer

@@ -32,6 +32,7 @@ Cheats = tuple[np.ndarray, list[str]]
 """Frames of hacked and of base clips, uint8 [N, 2, 64, 64, 3], and their captions."""
 
 SHARPNESS = 30.0  # cosine differences are multiplied by this before the logistic loss: 0.1 apart is nearly certain
+MARGIN = 0.2  # cosine by which a clean frame should beat its degraded version, and a half degraded one its share of it
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ class JudgeSpec:
     patch: int
     tricks: tuple[str, ...]
     steps: int
+    faults: tuple[int, ...] = (2, 2, 3)  # how many at once its degraded frames have
+    caption_steps: int = 1500  # of matching frames with captions, before any preference
     second_steps: int = 0  # of the round that learns from what fooled the first one
     greedy: tuple[float, ...] = (1e-3, 3e-3)  # learning rates of the runs that try to fool it
     adversary_steps: int = 2
     batch: int = 16
 
 
-TRAINING_JUDGE = JudgeSpec(
-    "judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=600, second_steps=160
+TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
+HELD_OUT_JUDGE = JudgeSpec(
+    "held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=700, faults=(1, 2, 4)
 )
-HELD_OUT_JUDGE = JudgeSpec("held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=320)
 
 
 def config_of(spec: JudgeSpec) -> dict[str, Any]:
@@ -133,14 +136,14 @@ def trick(name: str, images: Tensor, vae: AutoencoderKL, strength: Tensor) -> Te
 def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, cheats: Cheats | None = None) -> CLIP:
     """Train one judge; with `cheats`, a second round goes on from the first and learns from them as well.
 
-    Preferences (logistic loss on cosine differences, as HPSv2's): clean > half degraded > degraded; every frame >
-    its cheated version, also one that two sign steps along the judge's own gradient found, in pixels or in latents;
-    right caption > wrong.
+    First, as CLIP does, to match frames of any quality with their captions. Then preferences (logistic loss on cosine
+    differences, as HPSv2's): clean > partly degraded > degraded, in proportion; every frame > its cheated version, also
+    one that two sign steps along the judge's own gradient found, in pixels or in latents; right caption > wrong.
     """
     torch.manual_seed(spec.seed)
     random.seed(spec.seed)
     tokenizer = build_tokenizer()
-    pairs = frame_pairs(pool, vae, work, spec.seed)
+    pairs = frame_pairs(pool, vae, work, spec)
     model = CLIP(**config_of(spec))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
 
@@ -152,12 +155,25 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
         with torch.autocast("cpu", torch.bfloat16):
             return model.encode_text(tokens_of(tokenizer, captions), normalize=True).float()
 
+    def match(step: int) -> Losses:
+        rng = random.Random(f"{spec.name}-captions-{step}")
+        indices = [rng.randrange(len(pool.scenes)) for _ in range(4 * spec.batch)]
+        scenes = [pool.scenes[i] for i in indices]
+        seen = look(torch.from_numpy(pool.images(indices, rng, 0.5)))
+        text = read([caption_of(scene, rng) for scene in scenes])
+        matches = model.logit_scale.exp().clamp(max=50) * seen @ text.T
+        named = [(scene.kind, scene.colour) for scene in scenes]
+        same = torch.tensor([[one == other for other in named] for one in named]).float()
+        target = same / same.sum(1, keepdim=True)
+        return {"match": F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target)}
+
     def losses_of(step: int, cheats: Cheats | None) -> Losses:
         rng = random.Random(f"{spec.name}-{step}")
         random.seed(step)
         indices = rng.sample(range(len(pairs)), spec.batch)
         clean, poor = _moved(pairs[indices], rng)
-        half = clean + torch.rand(spec.batch, 1, 1, 1) * (poor - clean)
+        part = torch.rand(spec.batch)
+        half = clean + part.view(-1, 1, 1, 1) * (poor - clean)
         scenes = [pool.scenes[i] for i in indices]
         captions = [caption_of(scene, rng) for scene in scenes]
         names = [f"{scene.colour} {scene.kind}" for scene in scenes]
@@ -179,7 +195,9 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
         matches = model.logit_scale.exp().clamp(max=50) * seen[0] @ text.T
         target = torch.arange(spec.batch)
         losses = {
-            "quality": _prefer(score[0], score[1]) + _prefer(score[1], score[2]) + _prefer(score[0], score[2]),
+            "quality": _prefer(score[0], score[1], MARGIN * part)
+            + _prefer(score[1], score[2], MARGIN * (1 - part))
+            + _prefer(score[0], score[2], MARGIN),
             "tricks": _prefer(honest, score[3]),
             "adversary": _prefer(honest, score[4]),
             "caption": sum(
@@ -192,6 +210,8 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
             losses["cheats"] = _prefer((seen[6] * shown).sum(-1), (seen[5] * shown).sum(-1))
         return losses
 
+    fit(f"{spec.name}-captions", {"judge": model}, match, steps=spec.caption_steps, lr=1e-3, work=work)
+    model.requires_grad_(True)
     fit(f"{spec.name}-first", {"judge": model}, lambda i: losses_of(i, None), steps=spec.steps, lr=1e-3, work=work)
     if cheats is not None:
         model.requires_grad_(True)
@@ -200,23 +220,23 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
     return model
 
 
-def _prefer(better: Tensor, worse: Tensor) -> Tensor:
-    return F.softplus(-SHARPNESS * (better - worse)).mean()
+def _prefer(better: Tensor, worse: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    return F.softplus(-SHARPNESS * (better - worse - margin)).mean()
 
 
 @torch.no_grad()
-def frame_pairs(pool: Pool, vae: AutoencoderKL, work: Path, seed: int) -> np.ndarray:
+def frame_pairs(pool: Pool, vae: AutoencoderKL, work: Path, spec: JudgeSpec) -> np.ndarray:
     """A clean and a degraded version of one frame of each clip: uint8 [N, 2, 3, 64, 64].
 
     Three quarters went through the autoencoder, since every frame that will be judged has.
     """
-    file = work / f"pairs-{seed}-{len(pool.scenes)}.npy"
+    file = work / f"pairs-{spec.name}-{len(pool.scenes)}.npy"
     if not file.is_file():
-        rng = random.Random(f"pairs-{seed}")
+        rng = random.Random(f"pairs-{spec.seed}")
         pairs = np.empty((len(pool.scenes), 2, 3, 64, 64), np.uint8)
         for index in tqdm(range(len(pairs)), desc="frame pairs", mininterval=2):
             frame = pool.frames[index, rng.randrange(FRAMES)][None].astype(np.float32) / 255
-            poor = degrade(frame, sample_degradation(rng, 1.0), rng.getrandbits(32))
+            poor = degrade(frame, sample_degradation(rng, 1.0, spec.faults), rng.getrandbits(32))
             both = torch.from_numpy(np.concatenate([frame, poor])).permute(0, 3, 1, 2)
             if rng.random() < 0.75:
                 both = vae.decode(vae.encode(both * 2 - 1).latent_dist.mean).sample / 2 + 0.5

@@ -186,8 +186,8 @@ class Degradation:
         return self == Degradation()
 
 
-def sample_degradation(rng: random.Random, share: float = 0.8) -> Degradation:
-    """Nothing for 1 - share of the clips; else at least two faults of different strength."""
+def sample_degradation(rng: random.Random, share: float = 0.8, counts: tuple[int, ...] = (2, 2, 3)) -> Degradation:
+    """Nothing for 1 - share of the clips; else as many faults as one of `counts` says, of different strength."""
     if rng.random() >= share:
         return Degradation()
     faults = {
@@ -197,7 +197,7 @@ def sample_degradation(rng: random.Random, share: float = 0.8) -> Degradation:
         "veil": rng.uniform(0.15, 0.4),
         "noise": rng.uniform(0.015, 0.04),
     }
-    kept = rng.sample(sorted(faults), rng.choice((2, 2, 3)))
+    kept = rng.sample(sorted(faults), rng.choice(counts))
     return replace(Degradation(), **{name: faults[name] for name in kept})
 
 

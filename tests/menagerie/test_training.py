@@ -12,7 +12,14 @@ from torch import nn
 from rayvideo.menagerie import judges
 from rayvideo.menagerie.autoencoder import CHANNELS, LATENT_STD, build_autoencoder, train_autoencoder
 from rayvideo.menagerie.classifier import KindClassifier, save_classifier, train_classifier
-from rayvideo.menagerie.denoiser import build_tokenizer, encode_pool, tokens_of, train_denoiser
+from rayvideo.menagerie.denoiser import (
+    build_denoiser,
+    build_scheduler,
+    build_tokenizer,
+    encode_pool,
+    tokens_of,
+    train_denoiser,
+)
 from rayvideo.menagerie.fit import fit
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import KINDS
@@ -74,16 +81,29 @@ def test_autoencoder_and_denoiser_train_and_fit_together(pool: Pool, tmp_path: P
     latents = encode_pool(vae, pool, tmp_path, seed=1)
     assert latents.shape == (24, 2, CHANNELS, 16, 8, 8)
     assert 0.5 * LATENT_STD < latents.astype(np.float32).std() < 2 * LATENT_STD
-    unet, text, tokenizer = train_denoiser(latents, pool, tmp_path, steps=2)
+    unet, text, tokenizer = train_denoiser(latents, pool, tmp_path, frame_steps=2, clip_steps=2)
     with torch.no_grad():
         embedded = text(tokens_of(tokenizer, ["red cat"])).last_hidden_state
         noise = unet(torch.randn(1, CHANNELS, 16, 8, 8), 5, embedded).sample
     assert noise.isfinite().all()
 
 
+@pytest.mark.parametrize("timestep", [951, 501, 1])
+def test_an_untrained_denoiser_returns_its_input(timestep: int) -> None:
+    torch.manual_seed(0)
+    noisy = build_scheduler().add_noise(
+        LATENT_STD * torch.randn(2, CHANNELS, 3, 8, 8), torch.randn(2, CHANNELS, 3, 8, 8), torch.tensor([timestep] * 2)
+    )
+    with torch.no_grad():
+        predicted = build_denoiser().eval()(noisy, timestep, torch.randn(2, 5, 96)).sample
+    # At t = 951 an error of 1 % of the noise is one of 30 % of the clean latents.
+    assert (predicted - noisy).abs().max() < 0.03
+    assert (predicted - noisy).std() < 0.01
+
+
 def test_judge_trains_in_two_rounds_and_loads_like_hpsv2(pool: Pool, tmp_path: Path) -> None:
     spec = judges.JudgeSpec(
-        "small", 1, 32, 1, 16, ("smooth", "decoded_noise", "shift"), steps=4, second_steps=2, batch=3
+        "small", 1, 32, 1, 16, ("smooth", "decoded_noise", "shift"), steps=4, caption_steps=2, second_steps=2, batch=3
     )
     vae = build_autoencoder().requires_grad_(False)
     cheats = (np.zeros((4, 2, 64, 64, 3), np.uint8), ["red cat"] * 4)
