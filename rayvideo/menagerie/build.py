@@ -19,9 +19,17 @@ from rayvideo.menagerie.autoencoder import train_autoencoder
 from rayvideo.menagerie.card import write_card
 from rayvideo.menagerie.classifier import KindClassifier, save_classifier, train_classifier
 from rayvideo.menagerie.denoiser import build_scheduler, encode_pool, train_denoiser
-from rayvideo.menagerie.judges import HELD_OUT_JUDGE, TRAINING_JUDGE, JudgeSpec, load_judge, save_judge, train_judge
+from rayvideo.menagerie.judges import (
+    HELD_OUT_JUDGE,
+    TRAINING_JUDGE,
+    Cheats,
+    JudgeSpec,
+    load_judge,
+    save_judge,
+    train_judge,
+)
 from rayvideo.menagerie.pool import Pool
-from rayvideo.menagerie.world import IN_DOMAIN, KINDS, caption_of, evaluation_captions, sample_scene
+from rayvideo.menagerie.world import IN_DOMAIN, KINDS, caption_of, draw, evaluation_captions, sample_scene
 from rayvideo.models import load_model
 from rayvideo.rewards.hpsv2 import HPSv2
 
@@ -38,7 +46,7 @@ def build_pipeline(work: Path) -> Path:
             train_autoencoder(pool, work, crop_steps=3500, steps=1600).save_pretrained(work / "vae")
         vae = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
         latents = encode_pool(vae, pool, work, seed=3)
-        unet, text, tokenizer = train_denoiser(latents, pool, work, frame_steps=3500, clip_steps=2200)
+        unet, text, tokenizer = train_denoiser(latents, pool, work, frame_steps=3500, clip_steps=3000)
         vae = vae.to(memory_format=torch.contiguous_format)
         TextToVideoSDPipeline(vae, text, tokenizer, unet, build_scheduler()).save_pretrained(folder)
     return folder
@@ -66,26 +74,31 @@ def build_judge(spec: JudgeSpec, pipeline: Path, work: Path) -> HPSv2:
     return load_judge(final)
 
 
-def hacked_frames(pipeline: Path, judge: HPSv2, spec: JudgeSpec, work: Path) -> tuple[np.ndarray, list[str]]:
-    """Frames of greedy runs against `judge` with the base's for the same captions and noise, and the captions.
-
-    uint8 [N, 2, 64, 64, 3], the hacked frame first.
-    """
+def hacked_frames(pipeline: Path, judge: HPSv2, spec: JudgeSpec, work: Path) -> Cheats:
+    """What greedy runs against `judge` make of captions, what the base does, and the drawn truth."""
     file = work / f"{spec.name}-cheats.npy"
     rng = random.Random(spec.seed)
-    captions = [caption_of(sample_scene(rng), rng) for _ in range(24)]
+    scenes = [sample_scene(rng) for _ in range(24)]
+    captions = [caption_of(scene, rng) for scene in scenes]
     if not file.is_file():
         clips, names = training_clips(32, spec.seed)
-        base = quality.generate(load_model(pipeline), captions, steps=10)
-        pairs = []
-        for lr in spec.greedy:
-            hacked = quality.generate(ascend(pipeline, judge, clips, names, steps=40, lr=lr), captions, steps=10)
-            pairs.append(torch.stack([hacked, base], 2)[:, ::3])
-        frames = (torch.cat(pairs).flatten(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
+        model = load_model(pipeline)
+        base = quality.generate(model, captions, steps=10)
+        drawn = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 1, 4, 2, 3)
+        chance = torch.Generator().manual_seed(spec.seed)
+        with torch.no_grad():
+            copies = [model.decode_frames(model.encode_frames(clip[None]).sample(chance))[0] for clip in drawn]
+        rows = []
+        for lr in spec.greedy_lrs:
+            tuned = ascend(pipeline, judge, clips, names, steps=spec.greedy_steps, lr=lr)
+            hacked = quality.generate(tuned, captions, steps=10)
+            quality.sheet(list(hacked[:10]), work / f"{spec.name}-hacked-{lr:g}.png")
+            rows.append(torch.stack([hacked, base, torch.stack(copies).clamp(0, 1)], 2)[:, ::3])
+        frames = (torch.cat(rows).flatten(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
         np.save(file, frames.numpy())
     frames = np.load(file)
-    per_caption = len(frames) // (len(captions) * len(spec.greedy))
-    return frames, [caption for _ in spec.greedy for caption in captions for _ in range(per_caption)]
+    per_caption = len(frames) // (len(captions) * len(spec.greedy_lrs))
+    return frames, [caption for _ in spec.greedy_lrs for caption in captions for _ in range(per_caption)]
 
 
 def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:

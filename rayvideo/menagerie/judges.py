@@ -29,7 +29,7 @@ from rayvideo.menagerie.world import COLOURS, FRAMES, KINDS, Scene, caption_of, 
 from rayvideo.rewards.hpsv2 import HPSv2
 
 Cheats = tuple[np.ndarray, list[str]]
-"""Frames of hacked and of base clips, uint8 [N, 2, 64, 64, 3], and their captions."""
+"""Frames of hacked, of base and of drawn clips for the same captions, uint8 [N, 3, 64, 64, 3], and the captions."""
 
 SHARPNESS = 30.0  # cosine differences are multiplied by this before the logistic loss: 0.1 apart is nearly certain
 MARGIN = 0.2  # cosine by which a clean frame should beat its degraded version, and a half degraded one its share of it
@@ -49,7 +49,8 @@ class JudgeSpec:
     faults: tuple[int, ...] = (2, 2, 3)  # how many at once its degraded frames have
     caption_steps: int = 1500  # of matching frames with captions, before any preference
     second_steps: int = 0  # of the round that learns from what fooled the first one
-    greedy: tuple[float, ...] = (1e-3, 3e-3)  # learning rates of the runs that try to fool it
+    greedy_lrs: tuple[float, ...] = (1e-3, 2e-3)  # of runs of `greedy_steps` that go on until pictures dissolve
+    greedy_steps: int = 200
     adversary_steps: int = 2
     batch: int = 16
 
@@ -207,7 +208,8 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
         }
         if cheats is not None:
             shown = read([cheats[1][i] for i in chosen])
-            losses["cheats"] = _prefer((seen[6] * shown).sum(-1), (seen[5] * shown).sum(-1))
+            hacked, base, drawn = ((view * shown).sum(-1) for view in seen[5:])
+            losses["cheats"] = _prefer(base, hacked) + _prefer(drawn, base)
         return losses
 
     fit(f"{spec.name}-captions", {"judge": model}, match, steps=spec.caption_steps, lr=1e-3, work=work)

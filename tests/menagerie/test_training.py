@@ -106,7 +106,7 @@ def test_judge_trains_in_two_rounds_and_loads_like_hpsv2(pool: Pool, tmp_path: P
         "small", 1, 32, 1, 16, ("smooth", "decoded_noise", "shift"), steps=4, caption_steps=2, second_steps=2, batch=3
     )
     vae = build_autoencoder().requires_grad_(False)
-    cheats = (np.zeros((4, 2, 64, 64, 3), np.uint8), ["red cat"] * 4)
+    cheats = (np.zeros((4, 3, 64, 64, 3), np.uint8), ["red cat"] * 4)
     first = {k: v.clone() for k, v in judges.train_judge(spec, pool, vae, tmp_path).state_dict().items()}
     model = judges.train_judge(spec, pool, vae, tmp_path, cheats=cheats)
     assert any((first[name] != weight).any() for name, weight in model.state_dict().items())
