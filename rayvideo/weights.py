@@ -53,8 +53,8 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         raise WeightsError(
-            f"{path} is no file of weights, is damaged, or holds more than tensors; nothing of it was run. If you trust "
-            f"it, save its state dict as .safetensors elsewhere and give that. PyTorch says: {error}"
+            f"{path} is no file of weights, is damaged, or holds more than tensors; nothing of it was run. If you "
+            f"trust it, save its state dict as .safetensors elsewhere and give that. PyTorch says: {error}"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error}") from error

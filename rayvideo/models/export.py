@@ -98,9 +98,11 @@ def export_vgen(model: str | Path, out: str | Path, *, adapter: str | Path | Non
     Raises:
         ModelError: if the adapter does not fit, or does not cover the very layers that have LoRA in VGen.
     """
+    if merge and adapter is None:
+        raise ModelError("there is nothing to merge: name the adapter too")
     unet = _read_unet(model)
     lora: dict[str, Tensor] = {}
-    if adapter is not None and merge:
+    if merge and adapter is not None:
         unet = _merged(unet, adapter)
     elif adapter is not None:
         read = read_adapter(adapter)

@@ -146,7 +146,10 @@ def _load(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
 
 
 def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
-    """A part's network from a pipeline folder or hub id; a tensor that the files lack is an error; the libraries would fill it with random numbers."""
+    """A part's network from a pipeline folder or hub id.
+
+    A tensor that the files lack is an error; the libraries would fill it with random numbers.
+    """
     module, report = _load(kind, path, part, output_loading_info=True, **options)
     if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")
