@@ -8,12 +8,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from rayvideo.errors import UserError
 
+ZIP, PICKLE = b"PK", b"\x80"
+"""First bytes of what torch.save writes: its format since PyTorch 1.6, which can be mapped, and the one before."""
 NAMED = 5
 """Tensors that a message names before it only counts them."""
 
@@ -49,15 +50,17 @@ def _load(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_file(path)
         with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"  # PyTorch's older format can't be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            magic = file.read(2)
+        if magic != ZIP and not magic.startswith(PICKLE):
+            raise UnpicklingError("it begins like neither a zip file nor a pickle")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=magic == ZIP)
     except UnpicklingError as error:
         raise WeightsError(
             f"{path} is no file of weights, is damaged, or holds more than tensors; nothing of it was run. If you "
-            f"trust it, save its state dict as .safetensors elsewhere and give that. PyTorch says: {error}"
+            f"trust it, save its state dict as .safetensors elsewhere and give that. {error}"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error}") from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error!r}") from error
 
 
 def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

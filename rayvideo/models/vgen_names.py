@@ -137,7 +137,7 @@ def vae_sources(vae: Any) -> dict[str, Source]:
 
 
 def vae_name(name: str, top: int) -> str:
-    """Latent diffusion's name of a tensor of AutoencoderKL: the decoder counts levels from fine, 0, to coarse, `top`."""
+    """Latent diffusion's name of a tensor of AutoencoderKL; its decoder counts levels from fine (0) to coarse."""
     if ".attentions." in name:
         for ours, theirs in VAE_ATTENTION.items():
             name = name.replace(f".{ours}.", f".{theirs}.")
