@@ -247,8 +247,8 @@ def read_text_tower(path: str | Path) -> CLIPTextModel:
 def read_tokenizer(source: str | Path | None, tower: CLIPTextConfig) -> CLIPTokenizer | None:
     """The tokenizer in a folder or under a hub id; without a source OpenCLIP's own, if the tower has its vocabulary.
 
-    Padding is token 0, "!", as in the release. Exclamation marks in a caption are read as that token too; Stable
-    Diffusion 2's tokenizer has the same flaw.
+    Padding is token 0, "!", as in the release; so an exclamation mark in a caption is read as padding too, which
+    OpenCLIP's own code does not do.
     """
     if source is not None:
         try:

@@ -186,6 +186,7 @@ def test_a_tokenizer_may_be_given_but_must_fit(converted, files, tmp_path):
     vgen.convert(**given, tokenizer=converted / "tokenizer", out=tmp_path / "out")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
     assert tokenizer.pad_token_id == 0
+    assert tokenizer("wow!").input_ids == [49406, *tokenizer("wow").input_ids[1:-1], 0, 49407]
     assert not (tmp_path / "out" / "model_index.json").exists()  # the VAE is lacking
     tiny.build_tokenizer().save_pretrained(tmp_path / "small")
     with pytest.raises(ModelError, match="knows 190 tokens, the text tower 49408"):
