@@ -28,6 +28,8 @@ from rayvideo.models.base import ModelError
 from rayvideo.weights import misfits
 
 WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the denoiser's layers."""
 
 
 def add_lora(denoiser: nn.Module, options: recipe.Lora, seed: int) -> PeftModel:

@@ -51,11 +51,11 @@ class ModelScope(VideoModel):
         """Load `parts` from a pipeline folder or hub id; `rayvideo.models.load_model` is the usual way in."""
         loaded: dict[str, Any] = {}
         if "denoiser" in parts:
-            loaded["denoiser"] = _load_weights(UNet3DConditionModel, path, "unet", torch_dtype=dtype)
+            loaded["denoiser"] = load_weights(UNet3DConditionModel, path, "unet", torch_dtype=dtype)
         if "vae" in parts:
-            loaded["vae"] = _load_weights(AutoencoderKL, path, "vae", torch_dtype=torch.float32)
+            loaded["vae"] = load_weights(AutoencoderKL, path, "vae", torch_dtype=torch.float32)
         if "text" in parts:
-            loaded["text_encoder"] = _load_weights(CLIPTextModel, path, "text_encoder", dtype=torch.float32)
+            loaded["text_encoder"] = load_weights(CLIPTextModel, path, "text_encoder", dtype=torch.float32)
             loaded["tokenizer"] = _load(CLIPTokenizer, path, "tokenizer")
         scheduler = _load(DDIMScheduler, path, "scheduler")
         settings = scheduler.config
@@ -145,8 +145,11 @@ def _load(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
         raise ModelError(f"{path}: {part!r} can't be loaded: {error}") from error
 
 
-def _load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
-    """As `_load`, but a tensor that the files lack is an error; the libraries would fill it with random numbers."""
+def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
+    """A part's network from a pipeline folder or hub id.
+
+    A tensor that the files lack is an error; the libraries would fill it with random numbers.
+    """
     module, report = _load(kind, path, part, output_loading_info=True, **options)
     if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")

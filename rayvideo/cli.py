@@ -1,0 +1,103 @@
+"""Tools for one machine: `rayvideo convert` and `rayvideo export`. What a cluster runs is in jobs/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rayvideo.errors import UserError
+
+# Heavy imports are made by the command that needs them, so that --help answers at once.
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command line; a `UserError` ends the process with its message and exit code 1."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    root = argparse.ArgumentParser(prog="rayvideo", description=__doc__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="another project's checkpoints -> a diffusers folder")
+    formats = convert.add_subparsers(required=True, metavar="FORMAT")
+    vgen = formats.add_parser("vgen", help="InstructVideo's release (VGen)")
+    vgen.add_argument("--unet", required=True, metavar="FILE", help="model_scope_v1-4_0600000.pth, or one with LoRA")
+    vgen.add_argument("--vae", metavar="FILE", help="v2-1_512-ema-pruned.ckpt; only first_stage_model.* is read")
+    vgen.add_argument("--text", metavar="FILE", help="open_clip_pytorch_model.bin (ViT-H-14)")
+    vgen.add_argument("--tokenizer", metavar="DIR|ID", help="in place of OpenCLIP's own vocabulary")
+    vgen.add_argument("--lora", action="store_true", help="fail if the UNet file holds no LoRA")
+    vgen.add_argument("--head-dim", type=int, default=64, metavar="N", help="width of the UNet's heads (default 64)")
+    vgen.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    vgen.set_defaults(run=convert_vgen)
+
+    export = commands.add_parser("export", help="an adapter or a tuned model -> another program's format")
+    formats = export.add_subparsers(required=True, metavar="FORMAT")
+    for name, text in {"diffusers": "LoRA for diffusers", "kohya": "LoRA with the key names of kohya, ComfyUI"}.items():
+        lora = formats.add_parser(name, help=text)
+        lora.add_argument("--adapter", required=True, metavar="DIR", help="PEFT folder, such as runs/first/adapter")
+        lora.add_argument("--out", required=True, metavar="FILE", help="new .safetensors file")
+        lora.set_defaults(run=export_lora, names=name)
+    for name, text in {"merged": "diffusers UNet with the adapter in it", "vgen": "checkpoint for VGen"}.items():
+        whole = formats.add_parser(name, help=text)
+        whole.add_argument("--model", required=True, metavar="DIR|ID", help="pipeline that the adapter was trained on")
+        whole.add_argument("--adapter", required=name == "merged", metavar="DIR", help="PEFT folder")
+        if name == "vgen":
+            whole.add_argument("--merge", action="store_true", help="put the adapter into the weights, write no LoRA")
+        whole.add_argument("--out", required=True, metavar="PATH", help="new folder (merged) or file (vgen)")
+        whole.set_defaults(run=export_merged if name == "merged" else export_vgen)
+    return root
+
+
+def convert_vgen(args: argparse.Namespace) -> None:
+    """`rayvideo convert vgen`"""
+    from rayvideo.models import vgen
+
+    written = vgen.convert(
+        unet=args.unet,
+        vae=args.vae,
+        text=args.text,
+        tokenizer=args.tokenizer,
+        out=args.out,
+        head_dim=args.head_dim,
+        require_lora=args.lora,
+    )
+    print(f"{args.out}: {', '.join(written)}")
+    if absent := sorted(vgen.PIPELINE.keys() - set(written)):
+        options = {"vae": "--vae", "text_encoder": "--text", "tokenizer": "--tokenizer"}
+        wanted = ", ".join(f"{part} ({options[part]})" for part in absent)
+        print(f"Not a whole pipeline yet, so there is no model_index.json; lacking: {wanted}")
+
+
+def export_lora(args: argparse.Namespace) -> None:
+    """`rayvideo export diffusers` and `rayvideo export kohya`"""
+    from rayvideo.models import export
+
+    (export.export_kohya if args.names == "kohya" else export.export_diffusers)(args.adapter, args.out)
+    print(args.out)
+
+
+def export_merged(args: argparse.Namespace) -> None:
+    """`rayvideo export merged`"""
+    from rayvideo.models import export
+
+    export.export_merged(args.model, args.adapter, args.out)
+    print(args.out)
+
+
+def export_vgen(args: argparse.Namespace) -> None:
+    """`rayvideo export vgen`"""
+    from rayvideo.models import export
+
+    export.export_vgen(args.model, args.out, adapter=args.adapter, merge=args.merge)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

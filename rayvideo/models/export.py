@@ -1,0 +1,131 @@
+"""Adapters and tuned models in the formats of other programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet3DConditionModel
+from peft import LoraConfig, PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rayvideo.models import vgen_names
+from rayvideo.models.base import ModelError
+from rayvideo.models.lora import PREFIX, WEIGHTS, load_adapter
+from rayvideo.models.modelscope import load_weights
+from rayvideo.models.vgen import lora_layout
+from rayvideo.staging import written_whole
+from rayvideo.weights import require_fit
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """LoRA: each layer's output gains (alpha / rank)·B·A·x."""
+
+    rank: int
+    alpha: float
+    matrices: dict[str, Tensor]
+    """`<layer>.lora_A.weight` [rank, in] and `<layer>.lora_B.weight` [out, rank]."""
+
+    def scaled(self) -> dict[str, Tensor]:
+        """The matrices for a reader that knows no alpha: the scale is multiplied into B."""
+        if self.alpha == self.rank:
+            return self.matrices
+        scale = self.alpha / self.rank
+        return {name: scale * weight if ".lora_B." in name else weight for name, weight in self.matrices.items()}
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """The adapter in a PEFT folder.
+
+    Raises:
+        ModelError: if there is none, or it is more than plain LoRA of one rank.
+    """
+    folder = Path(folder)
+    try:
+        config = PeftConfig.from_pretrained(folder)
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{folder}: no adapter that can be read (adapter_config.json, {WEIGHTS}): {error}") from error
+    plain = isinstance(config, LoraConfig) and not (
+        config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern or config.lora_bias
+    )
+    odd = [
+        name
+        for name in tensors
+        if not name.startswith(PREFIX) or not name.endswith((".lora_A.weight", ".lora_B.weight"))
+    ]
+    if not plain or odd or not tensors:
+        raise ModelError(
+            f"{folder}: only plain LoRA of one rank and scale for a denoiser can be exported, without DoRA, rsLoRA, "
+            f"biases or patterns" + (f"; it holds {odd[0]}" if odd else "")
+        )
+    return Adapter(config.r, config.lora_alpha, {name.removeprefix(PREFIX): t for name, t in tensors.items()})
+
+
+def export_diffusers(adapter: str | Path, out: str | Path) -> None:
+    """Write the adapter as one .safetensors file as diffusers' `pipe.load_lora_weights` reads it."""
+    _save({f"unet.{name}": weight for name, weight in read_adapter(adapter).scaled().items()}, out)
+
+
+def export_kohya(adapter: str | Path, out: str | Path) -> None:
+    """Write the adapter as one .safetensors file with the key names of kohya's scripts and ComfyUI."""
+    lora = read_adapter(adapter)
+    tensors = {}
+    for name, weight in lora.matrices.items():
+        layer, matrix, _ = name.rsplit(".", 2)
+        key = "lora_unet_" + layer.replace(".", "_")
+        tensors[f"{key}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = weight
+        tensors[f"{key}.alpha"] = torch.tensor(float(lora.alpha))
+    _save(tensors, out)
+
+
+def export_merged(model: str | Path, adapter: str | Path, out: str | Path) -> None:
+    """Write the denoiser of a pipeline folder or hub id with the adapter merged in, as diffusers' UNet folder, fp32."""
+    unet = _merged(_read_unet(model), adapter)
+    with written_whole(out) as folder:
+        unet.save_pretrained(folder)
+
+
+def export_vgen(model: str | Path, out: str | Path, *, adapter: str | Path | None = None, merge: bool = False) -> None:
+    """Write the denoiser of a pipeline folder or hub id as a checkpoint that VGen loads strictly, fp32.
+
+    With an adapter it is a UNetSD_LoRA, or with `merge` a UNet without LoRA that has the adapter in its weights.
+
+    Raises:
+        ModelError: if the adapter does not fit, or does not cover the very layers that have LoRA in VGen.
+    """
+    if merge and adapter is None:
+        raise ModelError("there is nothing to merge: name the adapter too")
+    unet = _read_unet(model)
+    lora: dict[str, Tensor] = {}
+    if merge and adapter is not None:
+        unet = _merged(unet, adapter)
+    elif adapter is not None:
+        read = read_adapter(adapter)
+        names, shapes = lora_layout(unet, read.rank)
+        found = {f"{PREFIX}{name}".replace(".weight", ".default.weight"): w for name, w in read.scaled().items()}
+        require_fit(shapes, found, f"{adapter} as the LoRA of VGen's UNet (an adapter on other layers can be merged)")
+        lora = {names[name]: weight for name, weight in found.items()}
+    sources, weights = vgen_names.unet_sources(unet), unet.state_dict()
+    base = {source.name: weights[name].reshape(source.shape(weights[name].shape)) for name, source in sources.items()}
+    with written_whole(out) as file:
+        torch.save({"state_dict": base | lora, "step": 0}, file)
+
+
+def _read_unet(model: str | Path) -> UNet3DConditionModel:
+    return load_weights(UNet3DConditionModel, model, "unet")
+
+
+def _merged(unet: UNet3DConditionModel, adapter: str | Path) -> UNet3DConditionModel:
+    return load_adapter(unet, adapter).merge_and_unload(safe_merge=True)
+
+
+def _save(tensors: dict[str, Tensor], out: str | Path) -> None:
+    if Path(out).suffix != ".safetensors":
+        raise ModelError(f"{out}: LoRA is written to one file; its name must end in .safetensors")
+    with written_whole(out) as file:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})

@@ -1,0 +1,54 @@
+"""Every committed recipe parses, and the paper's ones hold the paper's values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rayvideo.recipe import load_recipe
+
+FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+PAPER = ("modelscope-1.7b.yaml", "vgen-release.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_committed_recipe_parses_and_says_how_far_it_is_verified(path):
+    load_recipe(path)
+    text = path.read_text(encoding="utf-8")
+    header = text[: text.index("\nmodel:")]
+    assert all(line.startswith("#") for line in header.splitlines())
+    assert any(word in header.lower() for word in ("verified", "not run"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_recipes_hold_the_paper_values(name):
+    recipe = load_recipe(FOLDER / name)
+    editing, reward, training, data = recipe.editing, recipe.reward, recipe.training, recipe.data
+    assert (editing.strength, editing.steps, editing.grad_steps) == (0.6, 20, 1)
+    assert (editing.guidance, editing.offset_noise) == (3.0, 0.1)
+    assert (reward.segments, reward.attenuation) == (4, 1.0)
+    assert [(judge.type, judge.architecture, judge.resize) for judge in reward.judges] == [
+        ("hpsv2", "ViT-H-14", "bilinear")
+    ]
+    assert (recipe.model.lora.rank, recipe.model.lora.alpha) == (4, 4.0)
+    assert recipe.model.lora.targets == ("to_q", "to_k", "to_v", "to_out.0")
+    assert (training.lr, training.weight_decay, training.betas, training.eps) == (1e-5, 0.0, (0.9, 0.999), 1e-8)
+    assert (training.warmup_steps, training.steps, training.max_grad_norm) == (10, 20_000, 0.0)
+    assert (training.workers, training.batch_size, training.accumulation) == (4, 2, 1)
+    assert (data.frames, data.fps, data.height, data.width) == (16, 8.0, 256, 256)
+    assert (recipe.evaluation.steps, recipe.evaluation.guidance) == (20, 3.0)
+    assert list(recipe.evaluation.sets) == ["in_domain", "new", "non"]
+    assert [judge.resize for judge in recipe.evaluation.judges] == ["bicubic"]
+    # Everything fits on four GPUs: a worker on each, and beside them the judges.
+    for phase in (training, recipe.evaluation):
+        judges = sum(judge.num_gpus for judge in (*reward.judges, *recipe.evaluation.judges))
+        assert phase.workers * phase.gpus_per_worker + judges <= 4
+
+
+def test_the_paper_recipes_differ_in_the_model_alone():
+    first, second = (yaml.safe_load((FOLDER / name).read_text(encoding="utf-8")) for name in PAPER)
+    assert first["model"].pop("path") != second["model"].pop("path")
+    assert first == second
