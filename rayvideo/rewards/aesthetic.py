@@ -18,6 +18,7 @@ from rayvideo.rewards.towers import ImageTower, check_batch
 from rayvideo.weights import misfits
 
 CLIP = "openai/clip-vit-large-patch14"
+EXAMPLE = "sac+logos+ava1-l14-linearMSE.pth"
 WIDTHS = (1024, 128, 64, 16, 1)
 
 
@@ -36,7 +37,7 @@ class Aesthetic(ImageTower):
     @classmethod
     def check(cls, checkpoint: str | Path | None, **options: Any) -> None:
         """Refuse a head that is not there."""
-        check_file(checkpoint, "aesthetic", "sac+logos+ava1-l14-linearMSE.pth")
+        check_file(checkpoint, "aesthetic", EXAMPLE)
 
     @classmethod
     def load(
@@ -51,8 +52,7 @@ class Aesthetic(ImageTower):
         Raises:
             RewardError: if a file is missing, truncated, holds code, or if head and CLIP don't fit each other.
         """
-        cls.check(checkpoint)
-        weights = read_head(checkpoint)
+        weights = read_head(check_file(checkpoint, "aesthetic", EXAMPLE))
         model = load_clip(CLIPVisionModelWithProjection, clip, dtype)
         head = build_head(model.config.projection_dim)
         if wrong := misfits(head.state_dict(), weights):

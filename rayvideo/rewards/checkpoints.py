@@ -15,12 +15,13 @@ from rayvideo.rewards.base import RewardError
 BLOCK = 2**24
 
 
-def check_file(checkpoint: str | Path | None, kind: str, example: str) -> None:
-    """Refuse a judge of this `kind` without its file of weights."""
+def check_file(checkpoint: str | Path | None, kind: str, example: str) -> Path:
+    """The file of weights that a judge of this `kind` needs; refused if it is not set or not there."""
     if checkpoint is None:
         raise RewardError(f"checkpoint is not set; {kind} needs one: a file such as {example}")
     if not Path(checkpoint).is_file():
         raise RewardError(f"checkpoint {str(checkpoint)!r} is not a file; {kind} needs one such as {example}")
+    return Path(checkpoint)
 
 
 def read_checkpoint(path: str | Path) -> Any:

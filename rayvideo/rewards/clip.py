@@ -38,10 +38,7 @@ class CLIPScore(TwoTowers):
     @classmethod
     def check(cls, checkpoint: str | Path | None, **options: Any) -> None:
         """Refuse what is neither a folder nor may be a hub id."""
-        if checkpoint is None:
-            raise RewardError(f"checkpoint is not set; {cls.__name__} needs a folder or hub id such as {cls.example}")
-        if not Path(checkpoint).is_dir() and not HUB_ID.fullmatch(str(checkpoint)):
-            raise RewardError(f"checkpoint {str(checkpoint)!r} is neither a folder nor a hub id such as {cls.example}")
+        check_model(checkpoint, cls.example)
 
     @classmethod
     def load(
@@ -59,7 +56,7 @@ class CLIPScore(TwoTowers):
         Raises:
             RewardError: if a file is missing, truncated or holds code, or if a tensor is missing or misfits.
         """
-        cls.check(checkpoint)
+        checkpoint = check_model(checkpoint, cls.example)
         model = load_clip(CLIPModel, checkpoint, dtype)
         tokenizer = _load(AutoTokenizer, processor or checkpoint, "tokenizer")
         if len(tokenizer) > model.config.text_config.vocab_size:
@@ -80,6 +77,15 @@ class CLIPScore(TwoTowers):
         tokens = self.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(self.mean.device)
         return self.model.text_projection(self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output)
+
+
+def check_model(checkpoint: str | Path | None, example: str) -> str | Path:
+    """The folder or hub id of a model; refused if it is not set or can be neither."""
+    if checkpoint is None:
+        raise RewardError(f"checkpoint is not set; it is a folder or a hub id such as {example}")
+    if not Path(checkpoint).is_dir() and not HUB_ID.fullmatch(str(checkpoint)):
+        raise RewardError(f"checkpoint {str(checkpoint)!r} is neither a folder nor a hub id such as {example}")
+    return checkpoint
 
 
 def load_clip(kind: Any, path: str | Path, dtype: torch.dtype) -> Any:

@@ -18,6 +18,7 @@ from rayvideo.rewards.towers import TwoTowers
 from rayvideo.weights import misfits
 
 HUB_ID = "xswu/HPSv2"
+EXAMPLE = f"HPS_v2.pt, or the hub id {HUB_ID}"
 Version = Literal["2.0", "2.1"]
 VERSIONS = get_args(Version)
 NO_RELEASE = "none of the authors' files; is it complete? For weights of your own, leave 'version' out"
@@ -72,8 +73,7 @@ class HPSv2(TwoTowers):
         if version not in (None, *VERSIONS):
             raise RewardError(f"options.version {version!r} is not allowed; HPSv2 has {', '.join(map(repr, VERSIONS))}")
         if str(checkpoint) != HUB_ID:
-            check_file(checkpoint, "hpsv2", f"HPS_v2.pt, or the hub id {HUB_ID}")
-            check_size(Path(checkpoint), version)
+            check_size(check_file(checkpoint, "hpsv2", EXAMPLE), version)
         elif version is None:
             raise RewardError(f"options.version is not set; {HUB_ID} has several: {', '.join(map(repr, VERSIONS))}")
 
@@ -99,7 +99,7 @@ class HPSv2(TwoTowers):
             RewardError: if a file is missing, truncated, holds code, isn't `version`, or doesn't fit `architecture`.
         """
         cls.check(checkpoint, version=version)
-        file = download(version) if str(checkpoint) == HUB_ID else Path(checkpoint)
+        file = download(version) if str(checkpoint) == HUB_ID else check_file(checkpoint, "hpsv2", EXAMPLE)
         if version is not None:
             check_content(file, version)
         weights = read_state_dict(file)

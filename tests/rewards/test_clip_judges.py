@@ -22,7 +22,7 @@ LINEAR = [0, 2, 4, 6, 7]
 def head(tmp_path_factory):
     """A file with the tensor names of the published sac+logos+ava1-l14-linearMSE.pth."""
     torch.manual_seed(3)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for layer, before, after in zip(LINEAR, WIDTHS, WIDTHS[1:], strict=False):
         tensors |= {
             f"layers.{layer}.weight": torch.randn(after, before) / before**0.5,

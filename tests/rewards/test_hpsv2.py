@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from typing import get_args
 
 import open_clip
 import pytest
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from rayvideo import recipe
 from rayvideo.rewards import RewardError, hpsv2, load_reward
 from rayvideo.rewards.checkpoints import sha256
-from rayvideo.rewards.hpsv2 import HPSv2, Release
+from rayvideo.rewards.hpsv2 import HPSv2, Release, Version
 from rayvideo.rewards.openclip import build
 from tests import tiny
 
@@ -226,7 +228,7 @@ def releases(folder, monkeypatch):
     newer = shutil.copy(tiny.save_judge(folder / "newer", seed=7) / "judge.pt", snapshot / "HPS_v2.1_compressed.pt")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    files = {"2.0": folder / "judge.pt", "2.1": newer}
+    files: dict[Version, Path] = {"2.0": folder / "judge.pt", "2.1": newer}
     monkeypatch.setattr(
         hpsv2,
         "RELEASES",
@@ -247,7 +249,8 @@ def test_a_version_is_loaded_from_its_file_or_from_the_hub(releases, folder):
 def test_one_version_given_as_the_other_is_refused_by_its_content(releases):
     sizes = {file.stat().st_size for file in releases.values()}
     assert len(sizes) == 1
-    for given, real in (("2.0", "2.1"), ("2.1", "2.0")):
+    given: Version
+    for given, real in zip(get_args(Version), reversed(get_args(Version)), strict=True):
         with pytest.raises(RewardError, match=f"is not HPSv2 {given}"):
             HPSv2.load(releases[real], version=given)
 
