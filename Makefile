@@ -8,7 +8,7 @@ STORAGE := runs
 DEMO := jobs/recipes/menagerie-demo.yaml
 PORT ?= 5000
 
-.PHONY: help .venv clips demo test lint types format ui constraints clean
+.PHONY: help .venv clips demo test test-hpsv2 lint types format ui constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,14 @@ demo: clips  ## the whole way on the embedded default: clips, latents, fine-tuni
 test: lint types  ## everything that must pass: ruff, mypy, all tests
 	$(BIN)/python -m pytest -q --durations=10
 
+test-hpsv2: .venv-hpsv2/.ready  ## HPSv2 against its official code, in an environment of its own (about 7 GB more)
+	.venv-hpsv2/bin/python -m pytest -q -rs tests/rewards/test_hpsv2_parity.py
+
+.venv-hpsv2/.ready: pyproject.toml $(READY)
+	$(BIN)/uv venv --clear --python $(BIN)/python .venv-hpsv2
+	$(BIN)/uv pip install --python .venv-hpsv2/bin/python --editable '.[hpsv2]'
+	@touch $@
+
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,8 +60,8 @@ ui: $(READY)  ## open the runs in MLflow, on this machine only
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
 
 constraints: $(READY)  ## resolve constraints.txt anew, keeping its versions where they still fit
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command "make constraints" --output-file constraints.txt
 
 clean:  ## remove environment and caches; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv .venv-hpsv2 .mypy_cache .ruff_cache .pytest_cache *.egg-info

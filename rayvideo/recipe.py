@@ -103,15 +103,18 @@ class Judge(Section):
     """A frozen reward model, served by an actor of its own."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name in logs, tables and errors.")
-    type: str = Field("hpsv2", description="'hpsv2', or 'module:Class' of any reward that follows rewards.base.Reward.")
+    type: str = Field(
+        "hpsv2",
+        description="'hpsv2', 'pickscore', 'clip', 'aesthetic', or your own 'module:Class' (docs/rewards.md).",
+    )
     checkpoint: str | None = Field(
-        None, description="The judge's weights: a file, or a hub id where its class says so."
+        None, description="The judge's weights: a file, or a folder or hub id where docs/rewards.md says so."
     )
     architecture: str | None = Field(None, description="open_clip model name, or path of an open_clip config file.")
     weight: float = Field(1.0, description="Factor in the sum of all judges.")
     resize: Literal["bilinear", "bicubic"] = Field(
         "bilinear",
-        description="bilinear: the release's, without antialias; bicubic: the official scorer's, antialiased.",
+        description="bilinear: the release's, without antialias; bicubic: the judge's official one, antialiased.",
     )
     dtype: Precision = Field("fp32", description="Precision of the judge's weights; gradients return as fp32.")
     num_cpus: float = Field(0.0, ge=0, description="CPUs that the actor reserves.")

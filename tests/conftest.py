@@ -22,6 +22,12 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a randomly initialised CLIPModel for 32x32 frames, with tokenizer and preprocessing."""
+    return tiny.save_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with six H.264 clips (64x64 pixels, 16 frames at 8 fps), four distinct captions; `list.txt` names them."""
     return clips.save_clips(tmp_path_factory.mktemp("clips"))

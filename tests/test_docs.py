@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
@@ -13,13 +15,22 @@ from peft import PeftModel
 from docs.options import PAGE, page
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.recipe import Lora, parse_recipe
-from rayvideo.rewards import Reward
+from rayvideo.rewards import Reward, RewardError, load_reward, options_of, resolve
+from rayvideo.rewards.base import BUILT_IN
+from rayvideo.rewards.hpsv2 import RELEASES
 from rayvideo.training.folder import figures
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-YAML = [text for kind, text in BLOCKS if kind == "yaml"]
+REWARDS = README.with_name("docs") / "rewards.md"
+
+
+def snippets(page: Path, kind: str) -> list[str]:
+    """The fenced blocks of one kind in a page."""
+    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+PYTHON = snippets(README, "python")
+YAML = snippets(README, "yaml")
 
 
 def test_every_option_stands_in_the_recipe_tables() -> None:
@@ -72,6 +83,39 @@ def test_readme_shows_a_working_reward() -> None:
 def test_readme_shows_a_working_recipe() -> None:
     whole, fragment = map(yaml.safe_load, YAML)
     assert len(parse_recipe(whole | fragment).reward.judges) == 2
+
+
+def test_rewards_page_shows_recipes_that_parse() -> None:
+    whole = yaml.safe_load(YAML[0])
+    published, own = (parse_recipe(whole | yaml.safe_load(text)) for text in snippets(REWARDS, "yaml"))
+    assert {judge.type for judge in published.evaluation.judges} == set(BUILT_IN)
+    for judge in (*published.reward.judges, *published.evaluation.judges):
+        if judge.type != "aesthetic":  # whose file is one of the reader's
+            resolve(judge.type).check(judge.checkpoint, **options_of(judge))
+    assert len(own.reward.judges) == 1
+
+
+def test_rewards_page_shows_a_working_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = snippets(REWARDS, "python")
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    recipe = parse_recipe(yaml.safe_load(YAML[0]) | yaml.safe_load(snippets(REWARDS, "yaml")[1]))
+    (judge,) = recipe.reward.judges
+    reward = load_reward(judge)
+    frames = torch.full((1, 3, 8, 8), 0.4, requires_grad=True)
+    reward.score(frames, ["a cat"]).sum().backward()
+    assert frames.grad is not None
+    assert (frames.grad > 0).all()  # brighter is nearer to the recipe's 0.6
+    with pytest.raises(RewardError, match=r"options\.target 3 is not allowed"):
+        resolve(judge.type).check(None, target=3)
+
+
+def test_rewards_page_lists_the_releases() -> None:
+    text = REWARDS.read_text(encoding="utf-8")
+    for release in RELEASES:
+        size = f"{release.size:,}".replace(",", " ")
+        assert f"| `{release.file}` | {release.version} | {size} | `{release.sha256}` |" in text
 
 
 def test_every_figure_of_a_training_is_explained() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TOKENS = 48
 REFERENCE_SCHEDULE = {
@@ -97,4 +97,30 @@ def save_judge(folder: Path, seed: int = 1) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     torch.save({"state_dict": open_clip.CLIP(**model_cfg).state_dict()}, folder / "judge.pt")
+    return folder
+
+
+def save_clip(folder: Path, seed: int = 2) -> Path:
+    """Write a CLIPModel for 32x32 frames with its tokenizer and its preprocessing, as transformers keeps them."""
+    tokenizer = build_tokenizer()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(
+        text_config=tower | text,
+        vision_config=tower | {"image_size": 32, "patch_size": 8, "projection_dim": 24},
+        projection_dim=24,
+    )
+    torch.manual_seed(seed)
+    model = CLIPModel(config)
+    for weight in model.parameters():  # born so small that every frame would look the same
+        weight.data += 0.2 * torch.randn_like(weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
     return folder

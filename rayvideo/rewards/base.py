@@ -15,7 +15,13 @@ from rayvideo import recipe
 from rayvideo.errors import UserError
 from rayvideo.precision import DTYPES
 
-BUILT_IN = {"hpsv2": "rayvideo.rewards.hpsv2:HPSv2"}
+BUILT_IN = {
+    "hpsv2": "rayvideo.rewards.hpsv2:HPSv2",
+    "pickscore": "rayvideo.rewards.pickscore:PickScore",
+    "clip": "rayvideo.rewards.clip:CLIPScore",
+    "aesthetic": "rayvideo.rewards.aesthetic:Aesthetic",
+}
+"""Recipe's `type` -> our class for it, imported only where it is used."""
 
 
 class RewardError(UserError, RuntimeError):
@@ -43,13 +49,21 @@ class Reward(nn.Module, ABC):
         and everything under the recipe's `options`; name those you need and let **options take the rest.
         """
 
+    @classmethod
+    def check(cls, checkpoint: str | None, *args: Any, **options: Any) -> None:
+        """Refuse, without loading anything, what `load` would: a missing file, say. Training asks before Ray starts.
+
+        Raises:
+            RewardError: beginning with the option's name, such as "checkpoint 'x.pt' is not a file".
+        """
+
     @abstractmethod
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [N] in fp32 of frames [N, 3, H, W] in [0, 1] against their N prompts; a higher score is better."""
 
 
 def resolve(kind: str) -> type[Reward]:
-    """The class that a recipe's `type` names: "hpsv2", or "module:Class".
+    """The class that a recipe's `type` names: one of `BUILT_IN`, or "module:Class".
 
     Raises:
         RewardError: if there is no such module or class, or the class is no `Reward`.
@@ -66,13 +80,16 @@ def resolve(kind: str) -> type[Reward]:
     return found
 
 
+def options_of(judge: recipe.Judge) -> dict[str, Any]:
+    """The keyword arguments that a recipe gives to `Reward.check` and `Reward.load`."""
+    options: dict[str, Any] = {"resize": judge.resize, "dtype": DTYPES[judge.dtype], **judge.options}
+    return options if judge.architecture is None else options | {"architecture": judge.architecture}
+
+
 def load_reward(judge: recipe.Judge, device: torch.device | str = "cpu") -> Reward:
     """Load the judge that a recipe describes, frozen and in eval mode, onto `device`."""
-    options: dict[str, Any] = {"resize": judge.resize, "dtype": DTYPES[judge.dtype], **judge.options}
-    if judge.architecture is not None:
-        options["architecture"] = judge.architecture
     try:
-        reward = resolve(judge.type).load(judge.checkpoint, **options)
+        reward = resolve(judge.type).load(judge.checkpoint, **options_of(judge))
     except (RewardError, TypeError) as error:
         raise RewardError(f"judge {judge.name!r}: {error}") from error
     reward.name = judge.name

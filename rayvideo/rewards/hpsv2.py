@@ -2,66 +2,107 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
-import open_clip
 import torch
-import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
 from torch import Tensor
 
-from rayvideo.rewards.base import Reward, RewardError
+from rayvideo.rewards.base import RewardError
+from rayvideo.rewards.checkpoints import check_file, found, is_state_dict, read_checkpoint, sha256
+from rayvideo.rewards.openclip import Tokenizer, build
+from rayvideo.rewards.pixels import Framing, Resize
+from rayvideo.rewards.towers import TwoTowers
 from rayvideo.weights import misfits
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
-CACHED_CAPTIONS = 4096
+HUB_ID = "xswu/HPSv2"
+EXAMPLE = f"HPS_v2.pt, or the hub id {HUB_ID}"
+Version = Literal["2.0", "2.1"]
+VERSIONS = get_args(Version)
+NO_RELEASE = "none of the authors' files; is it complete? For weights of your own, leave 'version' out"
 
 
-class HPSv2(Reward):
+class Release(NamedTuple):
+    """A file of HPSv2's authors, as the hub describes it."""
+
+    file: str
+    version: Version
+    size: int
+    sha256: str
+
+
+# The first file of a version is the one that the hub id stands for; it holds fp16, and nothing but the weights. Names
+# tell no version: the authors have also published the first file as HPS_v2_1.pt.
+RELEASES = (
+    Release(
+        "HPS_v2_compressed.pt",
+        "2.0",
+        1_972_484_501,
+        "07cb0d20626232204ca3a6ec53ff5984e7e53212a8a7b0e0ec2bac1bdaf125a1",
+    ),
+    Release(
+        "HPS_v2.1_compressed.pt",
+        "2.1",
+        1_972_490_005,
+        "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837",
+    ),
+    Release("HPS_v2.pt", "2.0", 8_063_374_362, "9defdb2ba952d35ec1cb3334554bd4033e415d1397d742a9946d2ac884ed53a1"),
+)
+
+
+class HPSv2(TwoTowers):
     """Raw cosine of frame and caption, without logit scale; the released weights give about 0.25 to 0.27."""
 
     differentiable = True
-    size: tuple[int, int]
+    framing: ClassVar[Framing] = "letterbox"
     model: Any  # an open_clip model; the library is untyped
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, resize: Literal["bilinear", "bicubic"] = "bilinear"):
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, resize: Resize = "bilinear"):
         """Wrap an open_clip model; `HPSv2.load` is the usual way in."""
-        super().__init__()
+        size, preprocess = model.visual.image_size, model.visual.preprocess_cfg
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        super().__init__(size, preprocess["mean"], preprocess["std"], resize)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.resize = resize
-        image_size = model.visual.image_size
-        self.size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        preprocess = model.visual.preprocess_cfg
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(preprocess[name]).view(3, 1, 1), persistent=False)
-        self._captions: dict[str, Tensor] = {}
+
+    @classmethod
+    def check(cls, checkpoint: str | Path | None, *, version: Version | None = None, **options: Any) -> None:
+        """Refuse a file that is not there or, by its size, not `version`'s; of the hub, a file that is not named."""
+        if version not in (None, *VERSIONS):
+            raise RewardError(f"options.version {version!r} is not allowed; HPSv2 has {', '.join(map(repr, VERSIONS))}")
+        if str(checkpoint) != HUB_ID:
+            check_size(check_file(checkpoint, "hpsv2", EXAMPLE), version)
+        elif version is None:
+            raise RewardError(f"options.version is not set; {HUB_ID} has several: {', '.join(map(repr, VERSIONS))}")
 
     @classmethod
     def load(
         cls,
         checkpoint: str | Path | None,
         architecture: str | Path = "ViT-H-14",
-        resize: Literal["bilinear", "bicubic"] = "bilinear",
+        resize: Resize = "bilinear",
         dtype: torch.dtype = torch.float32,
+        version: Version | None = None,
     ) -> HPSv2:
         """Load a checkpoint in HPSv2's layout, {"state_dict": …}; every tensor must find its place.
 
+        `checkpoint` is a file, or "xswu/HPSv2" for the file of `version` from the hub. With a `version`, a file is
+        loaded only if it is, byte for byte, one that the authors published as that version.
+
         `architecture` is an open_clip model name (HPSv2 itself is "ViT-H-14"), or the path of an open_clip config file,
         whose tokenizer lies in the same folder if its text_cfg sets `hf_tokenizer_name`. `resize` is "bilinear" without
-        antialias (the release trains with it) or "bicubic" with antialias and black bars (the official scorer).
+        antialias (InstructVideo trains with it) or "bicubic" with antialias and black bars (`hpsv2.score`).
 
         Raises:
-            RewardError: if a file is missing, truncated, holds code, or does not fit the architecture.
+            RewardError: if a file is missing, truncated, holds code, isn't `version`, or doesn't fit `architecture`.
         """
-        if checkpoint is None:
-            raise RewardError("hpsv2 needs 'checkpoint': the path of a file such as HPS_v2.pt")
-        weights = read_state_dict(checkpoint)
+        cls.check(checkpoint, version=version)
+        file = download(version) if str(checkpoint) == HUB_ID else check_file(checkpoint, "hpsv2", EXAMPLE)
+        if version is not None:
+            check_content(file, version)
+        weights = read_state_dict(file)
         model, tokenizer = build(architecture)
         if wrong := misfits(model.state_dict(), weights):
             raise RewardError(
@@ -71,94 +112,42 @@ class HPSv2(Reward):
         model.load_state_dict(weights)
         return cls(model.to(dtype), tokenizer, resize=resize)
 
-    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Cosines [N] in fp32 of frames [N, 3, H, W] in [0, 1] with their N captions; differentiable in the frames."""
-        if frames.ndim != 4 or frames.shape[1] != 3 or not frames.is_floating_point():
-            raise RewardError(f"frames must be floats [N, 3, H, W], but are {frames.dtype} {list(frames.shape)}")
-        if isinstance(prompts, str) or len(prompts) != len(frames):
-            raise RewardError(f"{len(frames)} frames need {len(frames)} captions, but got {prompts!r}")
-        dtype = next(self.model.parameters()).dtype
-        pixels = (resize_frames(frames.float(), self.size, self.resize) - self.mean) / self.std
-        images = F.normalize(self.model.encode_image(pixels.to(dtype)).float(), dim=-1)
-        return (images * self._text_features(prompts)).sum(dim=-1)
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Features [N, D] by open_clip's image tower."""
+        return self.model.encode_image(pixels.to(next(self.model.parameters()).dtype))
 
-    @torch.no_grad()
-    def _text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Normalised text features [N, D]; each caption meets the text tower once."""
-        device = self.mean.device
-        new = [caption for caption in dict.fromkeys(prompts) if caption not in self._captions]
-        if new:
-            features = F.normalize(self.model.encode_text(self.tokenizer(new).to(device)).float(), dim=-1)
-            self._captions.update(zip(new, features, strict=True))
-        batch = torch.stack([self._captions[caption].to(device) for caption in prompts])
-        while len(self._captions) > CACHED_CAPTIONS:
-            del self._captions[next(iter(self._captions))]
-        return batch
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
+        """Features [M, D] by open_clip's text tower."""
+        return self.model.encode_text(self.tokenizer(captions).to(self.mean.device))
 
 
-def resize_frames(frames: Tensor, size: tuple[int, int], mode: Literal["bilinear", "bicubic"]) -> Tensor:
-    """Resize [N, 3, H, W] to `size` as the release ("bilinear") or as the official scorer ("bicubic") does.
-
-    bilinear: no antialias, stretched to `size`. bicubic: antialiased, the longer side fills `size`, black bars, clamped
-    to [0, 1] after each axis as PIL does; PIL also rounds to 8 bits there, which moves a pixel by up to 2/255.
-    """
-    height, width = frames.shape[-2:]
-    if mode == "bilinear":
-        return F.interpolate(frames, size, mode="bilinear", align_corners=False)
-    scale = min(size[0] / height, size[1] / width)
-    inner = (round(height * scale), round(width * scale))
-    resized = frames
-    for target in ((height, inner[1]), inner):
-        resized = F.interpolate(resized, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-    top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    return F.pad(resized, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
-
-
-def build(architecture: str | Path) -> tuple[Any, Tokenizer]:
-    """An untrained open_clip model on the CPU and its tokenizer, from a model name or a config file."""
-    config, preprocess, folder = _read_config(architecture)
-    text = config["text_cfg"]
-    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) or "hf_model_name" in text else open_clip.CLIP
-    text["hf_model_pretrained"] = False
-    # open_clip.create_model would announce that the weights are random; they are replaced right after.
-    model = kind(**config)
-    open_clip.model.set_model_preprocess_cfg(model, preprocess)
-    if folder is None:
-        return model, open_clip.get_tokenizer(str(architecture))
-    context = text.get("context_length", 77)
-    if "hf_tokenizer_name" not in text:
-        tokenizer: Any = open_clip.tokenizer.SimpleTokenizer(context_length=context)
-        tokens = tokenizer.vocab_size
-    else:
-        options = {"tokenizer_mode": text.get("tokenizer_mode"), **(text.get("tokenizer_kwargs") or {})}
-        tokenizer = open_clip.tokenizer.HFTokenizer(str(folder), context_length=context, **options)
-        tokens = len(tokenizer.tokenizer)
-    if tokens > text.get("vocab_size", 49408):
-        raise RewardError(
-            f"{str(architecture)!r}: its tokenizer has {tokens} tokens, its text tower {text['vocab_size']}; put the "
-            "judge's own tokenizer beside the file and set text_cfg.hf_tokenizer_name in it"
-        )
-    return model, tokenizer
-
-
-def _read_config(architecture: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
-    """(model config, preprocessing, folder of the config file or None for a built-in name)."""
-    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    path = Path(architecture)
-    if path.suffix != ".json":
-        config = open_clip.get_model_config(str(architecture))
-        if config is None:
-            raise RewardError(
-                f"architecture {str(architecture)!r} is neither an open_clip model name nor an open_clip .json file"
-            )
-        return config, preprocess, None
+def download(version: Version | None) -> Path:
+    """The released file of `version`, from the hub or from its cache on this machine."""
+    name = next(release.file for release in RELEASES if release.version == version)
     try:
-        file = json.loads(path.read_text())
-        config = file.get("model_cfg", file)
-        config["text_cfg"], config["vision_cfg"], config["embed_dim"]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise RewardError(f"architecture {str(path)!r} is not an open_clip config file: {error!r}") from error
-    return config, preprocess | file.get("preprocess_cfg", {}), path.parent
+        return Path(hf_hub_download(HUB_ID, name))
+    except (OSError, ValueError) as error:
+        raise RewardError(f"{name} can't be had from hub id {HUB_ID}: {error}") from error
+
+
+def check_size(file: Path, version: Version | None) -> None:
+    """Refuse a file that, by its size, is none of those published as `version`.
+
+    Raises:
+        RewardError: saying which version the file is, if it is another's.
+    """
+    size = file.stat().st_size
+    alike = [release for release in RELEASES if release.size == size]
+    if version is not None and all(release.version != version for release in alike):
+        is_what = f"HPSv2 {alike[0].version}, {alike[0].file}" if alike else NO_RELEASE
+        raise RewardError(f"checkpoint '{file}' is not HPSv2 {version}: by its size ({size} bytes) it is {is_what}")
+
+
+def check_content(file: Path, version: Version) -> None:
+    """Refuse a file that is not, byte for byte, one that the authors published as `version`."""
+    check_size(file, version)
+    if sha256(file) not in {release.sha256 for release in RELEASES if release.version == version}:
+        raise RewardError(f"checkpoint '{file}' is not HPSv2 {version}: by its SHA-256 it is {NO_RELEASE}")
 
 
 def read_state_dict(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -167,15 +156,9 @@ def read_state_dict(checkpoint: str | Path) -> dict[str, Tensor]:
     Raises:
         RewardError: naming the file and what is wrong with it.
     """
-    if not Path(checkpoint).is_file():
-        raise RewardError(f"checkpoint {checkpoint} is not a file")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise RewardError(f"checkpoint {checkpoint} holds more than tensors and is not loaded: {error}") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise RewardError(f"checkpoint {checkpoint} can't be read, is it complete? {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        found = sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__
-        raise RewardError(f"checkpoint {checkpoint} is not in HPSv2's layout {{'state_dict': …}}: found {found}")
+    content = read_checkpoint(checkpoint)
+    if not isinstance(content, dict) or not is_state_dict(content.get("state_dict")):
+        raise RewardError(
+            f"checkpoint {checkpoint} is not in HPSv2's layout {{'state_dict': …}}: found {found(content)}"
+        )
     return content["state_dict"]

@@ -9,7 +9,7 @@ from rayvideo.data.prepared import open_prepared
 from rayvideo.evaluation.captions import prompts
 from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Judge, Recipe, RecipeError
-from rayvideo.rewards import Reward, RewardError, resolve
+from rayvideo.rewards import Reward, RewardError, options_of, resolve
 
 
 def check(recipe: Recipe) -> None:
@@ -20,16 +20,13 @@ def check(recipe: Recipe) -> None:
     """
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        _check_judge(key, judge)
-        if not _resolve(key, judge).differentiable:
+        if not _check_judge(key, judge).differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
                 "evaluation.judges, and train on a judge whose class says differentiable = True"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
-        key = f"evaluation.judges.{number}"
-        _check_judge(key, judge)
-        _resolve(key, judge)
+        _check_judge(f"evaluation.judges.{number}", judge)
     prompts(recipe)
     if recipe.data.manifest is not None:
         read_manifest(recipe.data.manifest, recipe.data.root)
@@ -38,20 +35,18 @@ def check(recipe: Recipe) -> None:
     _check_model(recipe)
 
 
-def _check_judge(key: str, judge: Judge) -> None:
-    if judge.type == "hpsv2" and not Path(judge.checkpoint or "").is_file():
-        raise RecipeError(
-            f"{key}.checkpoint {judge.checkpoint!r} is not a file; it holds the weights of {judge.name!r}"
-        )
+def _check_judge(key: str, judge: Judge) -> type[Reward]:
     if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
         raise RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
-
-
-def _resolve(key: str, judge: Judge) -> type[Reward]:
     try:
-        return resolve(judge.type)
+        kind = resolve(judge.type)
     except RewardError as error:
         raise RecipeError(f"{key}.type: {error}") from error
+    try:
+        kind.check(judge.checkpoint, **options_of(judge))
+    except RewardError as error:
+        raise RecipeError(f"{key}.{error}") from error
+    return kind
 
 
 def _check_model(recipe: Recipe) -> None:

@@ -1,17 +1,20 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from typing import get_args
 
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torchvision.transforms.functional import to_pil_image
 
 from rayvideo import recipe
-from rayvideo.rewards import RewardError, load_reward
-from rayvideo.rewards.hpsv2 import HPSv2, build, resize_frames
+from rayvideo.rewards import RewardError, hpsv2, load_reward
+from rayvideo.rewards.checkpoints import sha256
+from rayvideo.rewards.hpsv2 import HPSv2, Release, Version
+from rayvideo.rewards.openclip import build
+from tests import tiny
 
 CAPTIONS = ["red cat", "a dog runs", "red cat"]
 
@@ -68,7 +71,7 @@ def test_more_captions_than_the_cache_holds_are_all_scored(tiny_judge, monkeypat
     judge = load(tiny_judge)
     frames = torch.rand(1, 3, 32, 32).expand(3, -1, -1, -1)
     expected = judge.score(frames, ["a", "b", "c"])
-    monkeypatch.setattr("rayvideo.rewards.hpsv2.CACHED_CAPTIONS", 1)
+    monkeypatch.setattr("rayvideo.rewards.towers.CACHED_CAPTIONS", 1)
     fresh = load(tiny_judge)
     for _ in range(2):
         torch.testing.assert_close(fresh.score(frames, ["a", "b", "c"]), expected)
@@ -92,24 +95,6 @@ def test_half_precision_stays_near_and_returns_fp32(judge, tiny_judge):
         assert score.dtype == gradient.dtype == torch.float32
 
 
-def test_bilinear_is_without_antialias():
-    frames = torch.rand(2, 3, 64, 64)
-    # A quarter of the size without antialias reads the middle 2x2 pixels of each 4x4 block and no others.
-    middle = frames.unfold(2, 4, 4).unfold(3, 4, 4)[..., 1:3, 1:3].mean(dim=(-2, -1))
-    torch.testing.assert_close(resize_frames(frames, (16, 16), "bilinear"), middle)
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (48, 64), (100, 60), (20, 20)])
-def test_bicubic_is_the_official_scorers_resize(shape):
-    pixels = (torch.rand(3, *shape) * 255).byte()
-    official = open_clip.image_transform(
-        32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode="longest", interpolation="bicubic"
-    )
-    image: Image.Image = to_pil_image(pixels)
-    ours = resize_frames(pixels[None] / 255, (32, 32), "bicubic")[0]
-    assert (ours - official(image)).abs().max() <= 2 / 255
-
-
 def test_the_resize_is_part_of_the_score(tiny_judge):
     frames = torch.rand(1, 3, 64, 64)
     scores = [load(tiny_judge, resize=mode).score(frames, ["cat"]) for mode in ("bilinear", "bicubic")]
@@ -123,7 +108,7 @@ def test_the_preprocessing_of_the_config_file_is_used(folder, judge):
     )
     frames = torch.rand(1, 3, 32, 32)
     plain = load(folder).model.encode_image(frames)
-    expected = F.normalize(plain, dim=-1) @ judge._text_features(["cat"])[0]
+    expected = F.normalize(plain, dim=-1) @ judge.caption_features(["cat"])[0]
     torch.testing.assert_close(load(folder).score(frames, ["cat"]), expected)
 
 
@@ -182,9 +167,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(folder, content):
 
 def test_a_missing_checkpoint_is_named(folder):
     (folder / "judge.pt").unlink()
-    with pytest.raises(RewardError, match=r"judge\.pt is not a file"):
+    with pytest.raises(RewardError, match=r"judge\.pt' is not a file"):
         load(folder)
-    with pytest.raises(RewardError, match="needs 'checkpoint'"):
+    with pytest.raises(RewardError, match="checkpoint is not set"):
         HPSv2.load(None)
 
 
@@ -229,3 +214,73 @@ def test_a_tokenizer_that_is_too_large_for_the_text_tower_is_refused(folder):
     path.write_text(json.dumps(config))
     with pytest.raises(RewardError, match="tokenizer has 49408 tokens, its text tower 190"):
         load(folder)
+
+
+@pytest.fixture
+def releases(folder, monkeypatch):
+    """judge.pt as v2.0, and a v2.1 of the same size in a hub cache, of which this machine needs no network."""
+    commit = "0" * 40
+    repository = folder / "hub" / "models--xswu--HPSv2"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    newer = shutil.copy(tiny.save_judge(folder / "newer", seed=7) / "judge.pt", snapshot / "HPS_v2.1_compressed.pt")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    files: dict[Version, Path] = {"2.0": folder / "judge.pt", "2.1": newer}
+    monkeypatch.setattr(
+        hpsv2,
+        "RELEASES",
+        [Release(f.name, version, f.stat().st_size, sha256(f)) for version, f in files.items()],
+    )
+    return files
+
+
+def test_a_version_is_loaded_from_its_file_or_from_the_hub(releases, folder):
+    frames = torch.rand(1, 3, 32, 32)
+    config = folder / "open_clip_config.json"
+    plain = {v: HPSv2.load(file, architecture=config).score(frames, ["cat"]) for v, file in releases.items()}
+    assert plain["2.0"] != plain["2.1"]
+    assert HPSv2.load(releases["2.0"], architecture=config, version="2.0").score(frames, ["cat"]) == plain["2.0"]
+    assert HPSv2.load("xswu/HPSv2", architecture=config, version="2.1").score(frames, ["cat"]) == plain["2.1"]
+
+
+def test_one_version_given_as_the_other_is_refused_by_its_content(releases):
+    sizes = {file.stat().st_size for file in releases.values()}
+    assert len(sizes) == 1
+    given: Version
+    for given, real in zip(get_args(Version), reversed(get_args(Version)), strict=True):
+        with pytest.raises(RewardError, match=f"is not HPSv2 {given}"):
+            HPSv2.load(releases[real], version=given)
+
+
+@pytest.mark.parametrize(("given", "real"), [("2.0", "2.1"), ("2.1", "2.0")])
+def test_one_version_given_as_the_other_is_refused_by_the_published_size(tmp_path, given, real):
+    published = next(release for release in hpsv2.RELEASES if release.version == real)
+    file = tmp_path / "HPS.pt"
+    file.touch()
+    os.truncate(file, published.size)  # sparse: takes no space
+    with pytest.raises(RewardError, match=f"is not HPSv2 {given}: by its size .* it is HPSv2 {real}, {published.file}"):
+        HPSv2.check(file, version=given)
+    HPSv2.check(file, version=real)
+    HPSv2.check(file)
+
+
+def test_a_file_of_ones_own_is_of_no_version(tiny_judge):
+    with pytest.raises(RewardError, match="none of the authors' files.*leave 'version' out"):
+        load(tiny_judge, version="2.0")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "version", "message"),
+    [
+        ("xswu/HPSv2", None, "options.version is not set; xswu/HPSv2 has several: '2.0', '2.1'"),
+        ("xswu/HPSv2", 2.0, "options.version 2.0 is not allowed; HPSv2 has '2.0', '2.1'"),
+        ("xswu/HPSv2", "2.0", "judge.pt can't be had from hub id xswu/HPSv2"),
+        ("xswu/HPSv3", None, "'xswu/HPSv3' is not a file"),
+    ],
+)
+def test_a_hub_id_needs_a_version_that_is_there(releases, checkpoint, version, message):
+    with pytest.raises(RewardError, match=message):
+        HPSv2.load(checkpoint, version=version)
