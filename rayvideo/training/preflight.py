@@ -11,6 +11,8 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Judge, Recipe, RecipeError
 from rayvideo.rewards import Reward, RewardError, resolve
 
+GRADIENT_OBJECTIVES = ("reward", "draft")
+
 
 def check(recipe: Recipe) -> None:
     """Refuse a recipe whose files are missing, whose judges have no gradient, or whose clips the model can't make.
@@ -21,10 +23,12 @@ def check(recipe: Recipe) -> None:
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
         _check_judge(key, judge)
-        if not _resolve(key, judge).differentiable:
+        kind, objective = _resolve(key, judge), recipe.training.objective
+        if objective in GRADIENT_OBJECTIVES and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
-                "evaluation.judges, and train on a judge whose class says differentiable = True"
+                "evaluation.judges, and train on a judge whose class says differentiable = True; or set "
+                f"training.objective {objective!r} to 'rwr' or 'ddpo', which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         key = f"evaluation.judges.{number}"
