@@ -145,6 +145,17 @@ def test_a_chain_in_fp32_with_the_schedule_as_published_stays_close():
     torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_random_step_is_ddims(schedule, eta):
+    grid = editing.timesteps(schedule, 20)
+    ours = editing.levels(schedule, grid)
+    for number, (_, now, then) in enumerate(paper.levels(paper.grid(20, 1.0))):
+        mean, sigma = editing.ddim_step(CLEAN, NOISE, ours[number], ours[number + 1], eta)
+        expected_mean, expected_sigma = paper.ddim_step(CLEAN, NOISE, now, then, eta)
+        torch.testing.assert_close(mean, expected_mean)
+        assert sigma.item() == pytest.approx(expected_sigma)
+
+
 def test_each_judged_frame_is_of_its_segment():
     indices = sample_segments(50, 16, 4, generator=torch.Generator().manual_seed(0))
     assert [[paper.segment_of(g, 16, 4) for g in clip] for clip in indices.tolist()] == [[0, 1, 2, 3]] * 50
