@@ -91,11 +91,11 @@ def denoise(
     steps = timesteps.tolist()
     if not 0 <= grad_steps <= len(steps):
         raise ValueError(f"grad_steps {grad_steps} of a chain of {len(steps)} steps; allowed: 0 to {len(steps)}")
-    alphas = [*scheduler.alphas_cumprod[timesteps.cpu()].unbind(), torch.as_tensor(scheduler.final_alpha_cumprod)]
+    alphas = levels(scheduler, timesteps)
 
     def step(latents: Tensor, index: int) -> Tensor:
         timestep = torch.tensor(steps[index], device=latents.device)
-        return _ddim(latents, predict(latents, timestep).to(latents.dtype), alphas[index], alphas[index + 1])
+        return ddim_step(latents, predict(latents, timestep).to(latents.dtype), alphas[index], alphas[index + 1])[0]
 
     first_grad = len(steps) - grad_steps
     with torch.no_grad():
@@ -110,7 +110,17 @@ def denoise(
     return latents
 
 
-def _ddim(latents: Tensor, noise: Tensor, alpha: Tensor, next_alpha: Tensor) -> Tensor:
-    """One step of DDIM with η = 0 (Song et al. 2021, Eq. 12): estimate z_0, then add back the next level's noise."""
+def levels(scheduler: Any, timesteps: Tensor) -> list[Tensor]:
+    """ᾱ before each step of a chain, and after its last one."""
+    return [*scheduler.alphas_cumprod[timesteps.cpu()].unbind(), torch.as_tensor(scheduler.final_alpha_cumprod)]
+
+
+def ddim_step(
+    latents: Tensor, noise: Tensor, alpha: Tensor, next_alpha: Tensor, eta: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [] of one DDIM step from level ᾱ to the next (Song et al. 2021, Eq. 12 and 16):
+    estimate z_0, then add back the next level's noise. With η = 0 the step is its mean.
+    """
+    sigma = eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
     clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-    return next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise
+    return next_alpha**0.5 * clean + (1 - next_alpha - sigma**2) ** 0.5 * noise, sigma

@@ -82,21 +82,16 @@ class Data(Section):
 class Editing(Section):
     """Reward fine-tuning as editing: corrupt a clip, denoise it part of the way (paper §4.1, Eq. 3-5)."""
 
-    strength: float = Field(0.6, gt=0, le=1, description="Noise level tau: share of the chain that is run.")
+    strength: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Noise level tau: share of the chain that is run. Objectives other than reward run all of it.",
+    )
     steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
-    grad_steps: Positive = Field(1, description="Last steps K that carry a gradient.")
+    grad_steps: Positive = Field(1, description="Last steps K that carry a gradient (objectives reward and draft).")
     guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
     offset_noise: float = Field(0.1, ge=0, description="Strength of the noise shared by all pixels of a frame.")
-
-    @model_validator(mode="after")
-    def _chain_is_long_enough(self) -> Editing:
-        run = int(self.strength * self.steps)
-        if run < self.grad_steps:
-            raise ValueError(
-                f"editing.strength {self.strength} x editing.steps {self.steps} runs {run} steps, fewer than "
-                f"editing.grad_steps {self.grad_steps}; raise strength or steps, or lower grad_steps"
-            )
-        return self
 
 
 class Judge(Section):
@@ -134,10 +129,51 @@ class Rewards(Section):
     )
 
 
+class Draft(Section):
+    """Objective draft: the judge's gradient through the last steps of generating from pure noise (DRaFT)."""
+
+    noisings: int = Field(
+        0,
+        ge=0,
+        description="0: DRaFT-K, K = editing.grad_steps. n > 0: DRaFT-LV, the mean gradient of n last steps, each from "
+        "the finished sample with new noise; n graphs are alive at once.",
+    )
+
+
+class Rwr(Section):
+    """Objective rwr: regression to generated samples, weighted by exp(reward / temperature)."""
+
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="In standard deviations of the global batch's rewards; lower trusts the best samples more.",
+    )
+    draws: Positive = Field(4, description="Noise levels that each sample is learned at in an optimizer step.")
+
+
+class Ddpo(Section):
+    """Objective ddpo: policy gradient on the chain from pure noise, with clipped importance ratios (DDPO-IS)."""
+
+    eta: float = Field(1.0, gt=0, le=1, description="Randomness of the DDIM steps that samples are drawn with.")
+    clip_range: float = Field(1e-4, gt=0, description="A step's importance ratio is clipped to 1 ± this.")
+    max_advantage: float = Field(5.0, gt=0, description="Advantages, in standard deviations, are clipped to ± this.")
+    updates: Positive = Field(
+        2, description="Optimizer updates on the same samples; the ratio differs from 1 after one."
+    )
+
+
 class Training(Section):
     """Optimisation (release: AdamW on the adapter, batch 8 over 4 GPUs, 20 000 steps)."""
 
-    steps: Positive = Field(20_000, description="Optimizer steps.")
+    objective: Literal["reward", "draft", "rwr", "ddpo"] = Field(
+        "reward",
+        description="reward: InstructVideo; draft, rwr, ddpo: the paper's baselines, which generate from pure noise "
+        "and use only the captions of data. rwr and ddpo also take judges without gradient.",
+    )
+    draft: Draft = Draft()
+    rwr: Rwr = Rwr()
+    ddpo: Ddpo = Ddpo()
+    steps: Positive = Field(20_000, description="Optimizer steps; for ddpo rounds of sampling and `ddpo.updates`.")
     workers: Positive = Field(1, description="DeepSpeed workers.")
     batch_size: Positive = Field(2, description="Clips per worker and micro-batch.")
     accumulation: Positive = Field(1, description="Micro-batches per optimizer step.")
@@ -161,6 +197,20 @@ class Training(Section):
             raise ValueError(
                 "training.precision 'fp16' with training.zero_stage 0: DeepSpeed scales the loss, without which small "
                 "gradients vanish, only in stages 1, 2 and 3"
+            )
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Clips of all workers in an optimizer step."""
+        return self.workers * self.batch_size * self.accumulation
+
+    @model_validator(mode="after")
+    def _samples_can_be_compared(self) -> Training:
+        if self.objective in ("rwr", "ddpo") and self.global_batch < 2:
+            raise ValueError(
+                f"training.objective {self.objective!r} compares the samples of a step, but there is only one; raise "
+                "training.batch_size, training.accumulation or training.workers"
             )
         return self
 
@@ -215,6 +265,23 @@ class Recipe(Section):
     tracking: Tracking = Tracking()
     storage: str = Field("runs", description="Folder or cloud URI that run folders lie under.")
     seed: int = Field(0, ge=0, description="Root of every random number of the run.")
+
+    @model_validator(mode="after")
+    def _chain_is_long_enough(self) -> Recipe:
+        options, objective = self.editing, self.training.objective
+        if objective == "draft" and self.training.draft.noisings and options.grad_steps > 1:
+            raise ValueError(
+                f"training.draft.noisings {self.training.draft.noisings} differentiates the last step alone; set "
+                f"editing.grad_steps {options.grad_steps} to 1, or noisings to 0"
+            )
+        strength = options.strength if objective == "reward" else 1.0
+        run = int(strength * options.steps)
+        if run < options.grad_steps:
+            raise ValueError(
+                f"editing.strength {strength} x editing.steps {options.steps} runs {run} steps, fewer than "
+                f"editing.grad_steps {options.grad_steps}; raise strength or steps, or lower grad_steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ def ascend(
     chain: int = 10,
     batch: int = 2,
     segments: int = 4,
+    clamp: Literal["straight_through", "hard"] = "straight_through",
     seed: int = 0,
 ) -> VideoModel:
     """Tune the model in `pipeline` on `clips` [N, 16, 3, 64, 64] in [0, 1] and return it with its adapter."""
@@ -58,7 +60,7 @@ def ascend(
         predict = editing.guided(predict_pair, 3.0)
         edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=1, checkpoint=False)
         indices = sample_segments(batch, FRAMES, segments, generator=generator)
-        frames = clamp_pixels(model.decode_frames(edited, indices), "straight_through").flatten(0, 1)
+        frames = clamp_pixels(model.decode_frames(edited, indices), clamp).flatten(0, 1)
         scores = judge.score(frames, [name for name in names for _ in range(segments)]).unflatten(0, (batch, segments))
         loss = (1 - video_reward(scores, attenuation(indices, FRAMES))).mean()
         optimizer.zero_grad()

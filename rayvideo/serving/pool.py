@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rayvideo.recipe import Judge
 from rayvideo.rewards.base import RewardError
-from rayvideo.serving.actor import RewardActor
+from rayvideo.serving.actor import Array, RewardActor
 
 
 @dataclass
@@ -65,9 +65,16 @@ class RewardPool:
         """Send frames [N, 3, H, W] in [0, 1] and their N prompts to every judge, without waiting."""
         if len(prompts) != len(frames):
             raise ValueError(f"{len(frames)} frames need as many prompts, got {len(prompts)}")
-        array = ray.put(frames.detach().float().cpu().numpy())
-        calls = [actor.judge.remote(array, list(prompts), gradient) for actor in self._actors]
-        return Pending(frames, calls, time.perf_counter())
+        since = time.perf_counter()
+        return Pending(frames, self._call(frames.detach().float().cpu().numpy(), list(prompts), gradient), since)
+
+    def _call(self, frames: Array, prompts: list[str], gradient: bool) -> list[Any]:
+        array = ray.put(frames)
+        return [actor.judge.remote(array, prompts, gradient) for actor in self._actors]
+
+    def _answer(self, judge: Judge, call: Any, since: float) -> tuple[Array, Array | None]:
+        patience = f"no answer within timeout_s {judge.timeout_s:g}; raise it, or send fewer frames at once"
+        return _get(call, judge, patience, since=since)
 
     def result(self, pending: Pending) -> Tensor:
         """Wait for the weighted sum of scores [N] (fp32, on the frames' device), an autograd node over the frames.
@@ -80,8 +87,7 @@ class RewardPool:
         reward = torch.zeros(len(pending.frames), device=device)
         slope: Tensor | None = None
         for judge, call in zip(self.judges, pending.calls, strict=True):
-            patience = f"no answer within timeout_s {judge.timeout_s:g}; raise it, or send fewer frames at once"
-            scores, gradient = _get(call, judge, patience, since=pending.since)
+            scores, gradient = self._answer(judge, call, pending.since)
             pending.raw[judge.name] = torch.tensor(scores, device=device)
             reward = reward + judge.weight * pending.raw[judge.name]
             if gradient is not None:

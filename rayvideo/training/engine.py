@@ -48,6 +48,7 @@ class Engine:
     Args:
         denoiser: With a fresh or loaded adapter; in place: ZeRO-3 partitions its weights over the workers.
         options: The recipe's training section.
+        passes: Backward passes that each micro-batch takes; gradients are averaged over them.
 
     An initialised `torch.distributed` process group is needed.
 
@@ -55,7 +56,7 @@ class Engine:
         RecipeError: fp16 on a device that lacks it.
     """
 
-    def __init__(self, denoiser: nn.Module, options: Training) -> None:
+    def __init__(self, denoiser: nn.Module, options: Training, passes: int = 1) -> None:
         if options.precision == "fp16" and not supports_fp16():
             raise RecipeError("training.precision 'fp16': this machine can't compute it; allowed here: 'fp32', 'bf16'")
         self._options = options
@@ -63,7 +64,7 @@ class Engine:
         optimizer = torch.optim.AdamW(
             parameters, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
         )
-        config = deepspeed_config(options, sum(p.numel() for p in parameters))
+        config = deepspeed_config(options, sum(p.numel() for p in parameters), passes)
         self._engine, *_ = deepspeed.initialize(
             model=denoiser, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -75,13 +76,13 @@ class Engine:
         return self._engine
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of one micro-batch's loss; the workers' gradients are averaged."""
+        """Add the gradient of one pass over a micro-batch; the workers' gradients are averaged."""
         self._engine.backward(loss)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-batch
 
     def step(self, lr: float) -> Update:
-        """Update the adapter after `accumulation` micro-batches, and forget their gradient."""
+        """Update the adapter after all passes over `accumulation` micro-batches, and forget their gradient."""
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = lr
         own_norm = _norm(self._engine) if self._options.zero_stage == 0 else None
@@ -119,11 +120,11 @@ def supports_fp16() -> bool:
     return bool(get_accelerator().is_fp16_supported())
 
 
-def deepspeed_config(options: Training, trainable: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for the recipe's options and the number of trainable weights."""
+def deepspeed_config(options: Training, trainable: int, passes: int = 1) -> dict[str, Any]:
+    """DeepSpeed's configuration for the recipe's options, the number of trainable weights and `Engine`'s `passes`."""
     return {
         "train_micro_batch_size_per_gpu": options.batch_size,
-        "gradient_accumulation_steps": options.accumulation,
+        "gradient_accumulation_steps": options.accumulation * passes,
         "gradient_clipping": options.max_grad_norm,  # DeepSpeed's own default is 1.0
         "fp16": {"enabled": options.precision == "fp16"},
         "communication_data_type": "fp32",

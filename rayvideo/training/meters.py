@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rayvideo.data.storage import is_uri, read_bytes, write_bytes
 from rayvideo.evaluation.folder import is_file
@@ -37,6 +38,13 @@ def mean_over_workers(values: Mapping[str, float], device: torch.device) -> dict
     vector = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(vector)
     return dict(zip(values, (vector / dist.get_world_size()).tolist(), strict=True))
+
+
+def gather_over_workers(values: Tensor) -> Tensor:
+    """The numbers [n] of every worker, each with as many, by rank: [workers·n]."""
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values.contiguous())
+    return torch.cat(parts)
 
 
 class Journal:

@@ -11,6 +11,8 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Judge, Recipe, RecipeError
 from rayvideo.rewards import Reward, RewardError, options_of, resolve
 
+GRADIENT_OBJECTIVES = ("reward", "draft")
+
 
 def check(recipe: Recipe) -> None:
     """Refuse a recipe whose files are missing, whose judges have no gradient, or whose clips the model can't make.
@@ -20,10 +22,12 @@ def check(recipe: Recipe) -> None:
     """
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        if not _check_judge(key, judge).differentiable:
+        kind, objective = _check_judge(key, judge), recipe.training.objective
+        if objective in GRADIENT_OBJECTIVES and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
-                "evaluation.judges, and train on a judge whose class says differentiable = True"
+                "evaluation.judges, and train on a judge whose class says differentiable = True; or set "
+                f"training.objective {objective!r} to 'rwr' or 'ddpo', which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         _check_judge(f"evaluation.judges.{number}", judge)

@@ -1,7 +1,12 @@
-"""Steps 2 to 8 of the algorithm: from stored posteriors to the pixels that a judge will look at."""
+"""Steps 2 to 8 of the algorithm: from stored posteriors to the pixels that a judge will look at.
+
+`Editor` is InstructVideo's rollout; those of the baselines have files of their own.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +25,7 @@ from rayvideo.training.meters import Clock
 
 @dataclass
 class Edited:
-    """A micro-batch of edited clips; its pixels carry the graph back to the adapter."""
+    """A micro-batch of clips that the model made; their pixels carry the graph back to the adapter, if there is one."""
 
     clips: Batch
     indices: Tensor
@@ -31,8 +36,8 @@ class Edited:
     """Share of pixel values that had to be clamped."""
 
 
-class Editor:
-    """Edits clips with the model as it is now.
+class Rollout(ABC):
+    """Makes clips with the model as it is now.
 
     Args:
         model: With denoiser (or the engine around it) and VAE.
@@ -40,43 +45,80 @@ class Editor:
         clock: Gets the phases "rollout" and "decode".
     """
 
+    passes: int = 1
+    """Losses, hence backward passes, per micro-batch."""
+
     def __init__(self, recipe: Recipe, model: VideoModel, unconditional: Tensor, clock: Clock) -> None:
         self._recipe = recipe
         self._model = model
         self._unconditional = unconditional
         self._clock = clock
-        self._grid = editing.timesteps(model.scheduler, recipe.editing.steps, recipe.editing.strength)
+        self._grid = editing.timesteps(model.scheduler, recipe.editing.steps, self._strength())
 
+    @abstractmethod
     def __call__(self, clips: Batch, step: int, first: int) -> Edited:
-        """Edit clips that stand at positions `first`, `first` + 1, … of the global batch of optimizer step `step`."""
-        recipe, model = self._recipe, self._model
-        # One generator per clip, by its place in the step: the worker that holds it makes no difference.
-        own = [generator_for(recipe.seed, "edit", step, first + i) for i in range(len(clips.ids))]
-        with self._clock("rollout"):
-            latents = self._denoise(clips, own)
-            check_finite("the edited latents", latents, step, clips)
+        """Make clips for positions `first`, `first` + 1, … of the global batch of optimizer step `step`."""
+
+    def _strength(self) -> float:
+        return 1.0
+
+    def _own(self, what: str, clips: Batch, step: int, first: int) -> list[torch.Generator]:
+        """One generator per clip, by its place in the step: the worker that holds it makes no difference."""
+        return [generator_for(self._recipe.seed, what, step, first + i) for i in range(len(clips.ids))]
+
+    def _pure_noise(self, own: Sequence[torch.Generator]) -> Tensor:
+        data, model = self._recipe.data, self._model
+        shape = model.latent_shape(data.frames, data.height, data.width)
+        return editing.normal((len(own), *shape), own, model.device)
+
+    def _predict(self, clips: Batch) -> editing.Predict:
+        """The guided prediction for the clips' captions."""
+        model = self._model
+        prompts = torch.cat([self._unconditional.expand_as(clips.embeddings), clips.embeddings]).to(model.device)
+        return editing.guided(
+            lambda pair, timestep: model.predict(pair, timestep, prompts), self._recipe.editing.guidance
+        )
+
+    def _denoise(self, clips: Batch, noisy: Tensor, grid: Tensor, grad_steps: int) -> Tensor:
+        """The chain over `grid` (Eq. 3, 4)."""
+        return editing.denoise(
+            self._predict(clips),
+            noisy,
+            self._model.scheduler,
+            grid,
+            grad_steps=grad_steps,
+            checkpoint=self._recipe.model.checkpointing in ("step", "both"),
+        )
+
+    def _show(self, latents: Tensor, clips: Batch, indices: Tensor, step: int) -> Edited:
+        """Decode the frames `indices` [B, S] and clamp them."""
+        check_finite("the edited latents", latents, step, clips)
         if latents.requires_grad:
             latents.register_hook(lambda gradient: check_finite("the latents' gradient", gradient, step, clips))
         with self._clock("decode"):
-            indices = sample_segments(len(own), recipe.data.frames, recipe.reward.segments, generator=own)
-            pixels = model.decode_frames(latents, indices)
+            pixels = self._model.decode_frames(latents, indices)
             check_finite("the decoded frames", pixels, step, clips)
             saturation = ((pixels < 0) | (pixels > 1)).float().mean().item()
-        return Edited(clips, indices, clamp_pixels(pixels, recipe.reward.clamp), saturation)
+        return Edited(clips, indices, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)
 
-    def _denoise(self, clips: Batch, own: list[torch.Generator]) -> Tensor:
-        """Corrupt to level τ and denoise, the last K steps with a gradient (Eq. 3-5)."""
+    def _draw_frames(self, own: Sequence[torch.Generator]) -> Tensor:
+        """One frame per segment and clip (Eq. 6)."""
+        return sample_segments(len(own), self._recipe.data.frames, self._recipe.reward.segments, generator=own)
+
+
+class Editor(Rollout):
+    """InstructVideo: corrupts the clips of the data to level τ and denoises them, the last K steps with a gradient."""
+
+    def _strength(self) -> float:
+        return self._recipe.editing.strength
+
+    def __call__(self, clips: Batch, step: int, first: int) -> Edited:
         options, model = self._recipe.editing, self._model
-        posterior = model.posterior(clips.mean.to(model.device), clips.logvar.to(model.device))
-        latents = posterior.sample(own)
-        noise = editing.offset_noise(latents, options.offset_noise, own)
-        noisy = editing.corrupt(latents, noise, model.scheduler, self._grid[0])
-        prompts = torch.cat([self._unconditional.expand_as(clips.embeddings), clips.embeddings]).to(model.device)
-        return editing.denoise(
-            editing.guided(lambda pair, timestep: model.predict(pair, timestep, prompts), options.guidance),
-            noisy,
-            model.scheduler,
-            self._grid,
-            grad_steps=options.grad_steps,
-            checkpoint=self._recipe.model.checkpointing in ("step", "both"),
-        )
+        own = self._own("edit", clips, step, first)
+        with self._clock("rollout"):
+            posterior = model.posterior(clips.mean.to(model.device), clips.logvar.to(model.device))
+            latents = posterior.sample(own)
+            noise = editing.offset_noise(latents, options.offset_noise, own)
+            noisy = editing.corrupt(latents, noise, model.scheduler, self._grid[0])
+            edited = self._denoise(clips, noisy, self._grid, options.grad_steps)
+        return self._show(edited, clips, self._draw_frames(own), step)

@@ -27,9 +27,9 @@ from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
 from rayvideo.seeding import generator_for
 from rayvideo.serving.pool import RewardPool
 from rayvideo.training.engine import Engine
-from rayvideo.training.loop import Trainer
 from rayvideo.training.meters import Clock, mean_over_workers
 from rayvideo.training.rollout import Editor
+from rayvideo.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -72,6 +72,11 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
             r"reward\.judges\.0\.type .*'judge' gives no gradient to train on; list it under evaluation\.judges",
         ),
         (
+            {"reward__judges__0__type": f"{__name__}:Ungraded", "training": {"objective": "draft"}},
+            RecipeError,
+            r"gives no gradient .* set training\.objective 'draft' to 'rwr' or 'ddpo', which need none",
+        ),
+        (
             {"evaluation__judges": [{"name": "other", "checkpoint": "gone.pt"}]},
             RecipeError,
             r"evaluation\.judges\.0\.checkpoint 'gone\.pt'",
@@ -86,6 +91,32 @@ def test_what_cannot_work_is_named(tiny_pipeline, tiny_judge, tmp_path, change, 
 def test_a_judge_without_gradient_may_report(tiny_pipeline, tiny_judge, tmp_path):
     judges = [{"name": "other", "type": f"{__name__}:Ungraded"}]
     check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, evaluation__judges=judges))
+
+
+@pytest.mark.parametrize("objective", ["rwr", "ddpo"])
+def test_a_judge_without_gradient_may_train_these(tiny_pipeline, tiny_judge, tmp_path, objective):
+    changes = {"reward__judges__0__type": f"{__name__}:Ungraded", "training": {"objective": objective}}
+    check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"editing": {"grad_steps": 13}}, r"editing\.strength 0\.6 x editing\.steps 20 runs 12 steps, fewer than"),
+        ({"editing": {"grad_steps": 21}, "training": {"objective": "draft"}}, r"runs 20 steps, fewer than"),
+        (
+            {"editing": {"grad_steps": 2}, "training": {"objective": "draft", "draft": {"noisings": 2}}},
+            r"training\.draft\.noisings 2 differentiates the last step alone; set editing\.grad_steps 2 to 1",
+        ),
+        (
+            {"training": {"objective": "ddpo", "batch_size": 1}},
+            r"training\.objective 'ddpo' compares the samples of a step, but there is only one; raise",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_the_objective_are_refused(tiny_pipeline, tiny_judge, tmp_path, change, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_with(tiny_pipeline, tiny_judge, tmp_path, **change)
 
 
 def test_fp16_needs_a_stage_that_scales_the_loss(tiny_pipeline, tiny_judge, tmp_path):

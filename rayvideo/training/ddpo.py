@@ -1,0 +1,58 @@
+"""DDPO (Black et al. 2024): the denoising chain as a policy; steps become likelier the more they earned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rayvideo import editing
+from rayvideo.data.table import Batch
+from rayvideo.models import VideoModel
+from rayvideo.recipe import Recipe
+from rayvideo.training.meters import Clock
+from rayvideo.training.objective import ddpo_loss, standardised
+from rayvideo.training.sampling import Sampled, Sampler
+
+
+class Ddpo(Sampler):
+    """Samples with η > 0 and keeps the way; each pass goes over one step of it again, with a gradient."""
+
+    def __init__(self, recipe: Recipe, model: VideoModel, unconditional: Tensor, clock: Clock) -> None:
+        super().__init__(recipe, model, unconditional, clock)
+        self._levels = editing.levels(model.scheduler, self._grid)
+        # A schedule that ends on ᾱ = 1 leaves nothing to chance in its last step, which then has no probability.
+        self.passes = len(self._grid) - int(self._levels[-1] >= 1)
+        self.updates = recipe.training.ddpo.updates
+
+    def weigh(self, rewards: Tensor) -> Tensor:
+        limit = self._recipe.training.ddpo.max_advantage
+        return standardised(rewards).clamp(-limit, limit)
+
+    def loss(self, sampled: Sampled, weights: Tensor, step: int, number: int) -> Tensor:
+        mean, sigma = self._transition(self._predict(sampled.clips), sampled.path[number], number)
+        log_probs = log_probability(sampled.path[number + 1], mean, sigma)
+        return ddpo_loss(log_probs, sampled.log_probs[number], weights, self._recipe.training.ddpo.clip_range)
+
+    def _sample(self, clips: Batch, own: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        predict = self._predict(clips)
+        path, log_probs = [self._pure_noise(own)], []
+        for number in range(len(self._grid)):
+            mean, sigma = self._transition(predict, path[-1], number)
+            path.append(mean + sigma * editing.normal(mean.shape, own, mean.device))
+            if number < self.passes:
+                log_probs.append(log_probability(path[-1], mean, sigma))
+        return torch.stack(path), torch.stack(log_probs)
+
+    def _transition(self, predict: editing.Predict, latents: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of step `number` of the chain."""
+        noise = predict(latents, self._grid[number].to(latents.device)).to(latents.dtype)
+        now, then = self._levels[number : number + 2]
+        return editing.ddim_step(latents, noise, now, then, self._recipe.training.ddpo.eta)
+
+
+def log_probability(values: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """Log-density [B] of N(mean, σ²), up to a constant, as a mean over a clip's numbers.
+
+    DDPO's code takes the mean too; its clip range is meant for it.
+    """
+    return -((values - mean).square() / (2 * sigma**2)).flatten(1).mean(1)
