@@ -30,6 +30,8 @@ def _kind(annotation: object, constraints: typing.Iterable[object] = ()) -> str:
         return " / ".join(f"`{value}`" for value in parts)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_kind(part, constraints) for part in parts if part is not type(None))
+    if origin is tuple and parts[-1] is Ellipsis:
+        return f"list of {_kind(parts[0])}"
     name = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation).replace("typing.", "")
     bounds = [text.format(getattr(c, key)) for c in constraints for key, text in BOUNDS.items() if hasattr(c, key)]
     return " ".join([f"`{name}`", ", ".join(bounds)]).strip()

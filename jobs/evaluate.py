@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from rayvideo import command
-from rayvideo.data.storage import is_uri, join, read_bytes
+from rayvideo.data.storage import absolute, join, read_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
 from rayvideo.evaluation.findings import print_table
@@ -36,9 +36,9 @@ def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, [*args.overrides, *overrides])
     if sets:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
-    run_folder = join(_absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
-    out = _absolute(args.out) if args.out else run_folder
-    adapter = _absolute(args.adapter) if args.adapter else run_folder and join(run_folder, "adapter")
+    run_folder = join(absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
+    out = absolute(args.out) if args.out else run_folder
+    adapter = absolute(args.adapter) if args.adapter else run_folder and join(run_folder, "adapter")
     if out is None or (adapter is None and not args.base_only):
         raise EvaluationError(
             "which run? Set tracking.run_name=NAME, or give --out DIR with --adapter DIR or --base-only"
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
         curve = read_bytes(metrics).decode() if is_file(metrics) else None
         write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)
         summary = publish(recipe, comparison, adapter, work, out, tracker)
-        track(comparison, summary, work, tracker, step=trained.get("steps", 0))
+        track(recipe, comparison, work, tracker, step=trained.get("steps", 0))
 
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     print_table(recipe, comparison, console)
@@ -68,17 +68,13 @@ def main(args: argparse.Namespace) -> None:
     console.print(f"        {run_url(ref)}", soft_wrap=True, markup=False)
 
 
-def _absolute(path: str) -> str:
-    """Workers may have another working directory."""
-    return path if is_uri(path) else str(Path(path).absolute())
-
-
 def _facts(recipe: Recipe, adapter: str | None, tracker: Tracker) -> dict[str, str]:
     """What the report's head says."""
+    steps = " and ".join(map(str, recipe.evaluation.steps))
     return {
         "model": recipe.model.path,
         "adapter": adapter or "none",
-        "chain": f"{recipe.evaluation.steps} DDIM steps, guidance {recipe.evaluation.guidance:g}",
+        "chain": f"{steps} DDIM steps, guidance {recipe.evaluation.guidance:g}",
         "MLflow run": tracker.ref.run_id,
         **commit(),
         **{name.removeprefix("version."): number for name, number in versions().items()},

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from rayvideo.errors import UserError
@@ -229,7 +229,11 @@ class Evaluation(Section):
     sets: dict[str, str] = Field({}, description="Name of a caption set -> file with captions.")
     max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Clips per caption: one for each seed.")
-    steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
+    steps: tuple[Positive, ...] = Field(
+        (20,),
+        min_length=1,
+        description="DDIM steps D of a whole chain: a number, or several such as [20, 50].",
+    )
     guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
     batch_size: Positive = Field(8, description="Clips per forward pass.")
     workers: Positive = Field(1, description="Actors that generate clips.")
@@ -239,6 +243,11 @@ class Evaluation(Section):
     features: Features | None = Field(None, description="Feature distance to reference clips (KID).")
     every: int = Field(0, ge=0, description="Training steps between comparisons in MLflow; 0: only first and last.")
     previews: Positive = Field(4, description="Captions shown in each of those comparisons and in the report, per set.")
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _one_or_several(cls, steps: Any) -> Any:
+        return tuple(dict.fromkeys(steps)) if isinstance(steps, list) else (steps,)
 
 
 class Tracking(Section):

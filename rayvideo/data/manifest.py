@@ -2,7 +2,8 @@
 
 Forms: the reference's text lists (`video|||caption` or `name|||caption|||16`), `.csv` and `.jsonl` and `.parquet` with
 columns `video` and `caption`, and a folder of clips with a `.txt` of the same name beside each. Text is UTF-8; a byte
-order mark, Windows line ends and blank lines do no harm. Anything else out of order is an error naming file and line.
+order mark, Windows line ends and blank lines do no harm; repeated lines are dropped and counted. Anything else out of
+order is an error naming file and line.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -25,6 +26,7 @@ from rayvideo.errors import UserError
 log = logging.getLogger(__name__)
 
 SEPARATOR = "|||"
+BYTE_ORDER_MARK = "\ufeff"
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".gif")
 FORMS = "a text list of video|||caption lines, .csv, .jsonl, .parquet, or a folder of clips with .txt files beside them"
 
@@ -47,10 +49,20 @@ class Caption(NamedTuple):
     caption: str
 
 
+class BadRow(NamedTuple):
+    """An entry of a list that can't be used."""
+
+    text: str
+    """What stands there."""
+    reason: str
+    """Names file and line, and what is allowed."""
+
+
 class _Row(NamedTuple):
     where: str
     first: str | None
     caption: str | None
+    bad: BadRow | None = None
 
 
 def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
@@ -88,17 +100,34 @@ def read_captions(path: str | Path) -> list[Caption]:
     Raises:
         ManifestError: naming file, line and what is allowed; also for an empty caption.
     """
+    captions, bad = scan_captions(path)
+    if bad:
+        raise ManifestError(bad[0].reason)
+    distinct = list(dict.fromkeys(captions))
+    if len(distinct) < len(captions):
+        log.warning("%s: dropped %d repeated entries", path, len(captions) - len(distinct))
+    return distinct
+
+
+def scan_captions(path: str | Path) -> tuple[list[Caption], list[BadRow]]:
+    """What `read_captions` reads, repeated entries included, and the entries that it would refuse.
+
+    Raises:
+        ManifestError: the list as a whole can't be read, or holds no usable caption.
+    """
     source = str(path)
     _found(source)
-    rows = list(_rows(source, first="name"))
-    for row in rows:
-        if not row.caption:
-            raise ManifestError(f"{row.where}: no caption")
-    named = (row if row.first else row._replace(first=f"{number:04d}") for number, row in enumerate(rows))
-    captions = [Caption(*pair) for pair in _distinct(source, named)]
+    captions, bad = [], []
+    for number, row in enumerate(_rows(source, first="name")):
+        if row.bad:
+            bad.append(row.bad)
+        elif not row.caption:
+            bad.append(BadRow(row.first or "", f"{row.where}: no caption"))
+        else:
+            captions.append(Caption(row.first or f"{number:04d}", row.caption))
     if not captions:
-        raise ManifestError(f"{source} lists no captions")
-    return captions
+        raise ManifestError(bad[0].reason if bad else f"{source} lists no captions")
+    return captions, bad
 
 
 def _found(source: str) -> tuple[pa.fs.FileSystem, str]:
@@ -112,6 +141,8 @@ def _distinct(source: str, rows: Iterable[_Row]) -> Iterator[tuple[str, str]]:
     seen: set[tuple[str, str]] = set()
     repeated: list[str] = []
     for row in rows:
+        if row.bad:
+            raise ManifestError(row.bad.reason)
         if not row.first:
             raise ManifestError(f"{row.where}: no video")
         pair = (row.first, row.caption or "")
@@ -130,11 +161,13 @@ def _rows(source: str, first: str) -> Iterator[_Row]:
     if ending == ".parquet":
         return _parquet(source, first)
     try:
-        # utf-8-sig drops a byte order mark; StringIO with newline=None knows all line ends.
-        text = read_bytes(source).decode("utf-8-sig")
+        # A mark may also stand inside, where lists were joined. StringIO with newline=None knows all line ends.
+        text = read_bytes(source).decode("utf-8").replace(BYTE_ORDER_MARK, "")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ManifestError(f"{source} line {line}: not UTF-8 text; allowed: {FORMS}") from None
+    if "\0" in text:
+        raise ManifestError(f"{source}: zero bytes, as UTF-16 has them; allowed: UTF-8 text, or .parquet by its name")
     lines = io.StringIO(text, newline=None)
     if ending == ".csv":
         return _csv(source, lines, first)
@@ -151,16 +184,35 @@ def _text(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
     allowed = f"allowed: {first}{SEPARATOR}caption or {first}{SEPARATOR}caption{SEPARATOR}16"
     for where, line in numbered:
         if plain:
-            yield _Row(where, None, line)
+            yield _Row(where, None, line, _bad(where, line, _misread(line), f"{allowed}, or one caption a line"))
             continue
         fields = [field.strip() for field in line.split(SEPARATOR)]
-        if len(fields) not in (2, 3):
-            raise ManifestError(f"{where}: {len(fields)} fields in {line!r}; {allowed}")
-        if not fields[0]:
-            raise ManifestError(f"{where}: no {first} in {line!r}; {allowed}")
-        if len(fields) == 3 and not fields[2].isdecimal():
-            raise ManifestError(f"{where}: {fields[2]!r} is not a number of frames; {allowed}")
-        yield _Row(where, fields[0], fields[1])
+        caption = fields[1] if len(fields) > 1 else None
+        yield _Row(where, fields[0], caption, _bad(where, line, _misfit(fields, line, first), allowed))
+
+
+def _bad(where: str, line: str, fault: str | None, allowed: str) -> BadRow | None:
+    return BadRow(line, f"{where}: {fault}; {allowed}") if fault else None
+
+
+def _misfit(fields: Sequence[str], line: str, first: str) -> str | None:
+    """What is wrong with a line of fields."""
+    if len(fields) not in (2, 3):
+        return f"{len(fields)} fields in {line!r}"
+    if not fields[0]:
+        return f"no {first} in {line!r}"
+    if len(fields) == 3 and not fields[2].isdecimal():
+        return f"{fields[2]!r} is not a number of frames"
+    return None
+
+
+def _misread(line: str) -> str | None:
+    """Why a line of captions can't be a caption: it comes from a list with other separators, or from one of clips."""
+    if "||" in line or "\t" in line:
+        return f"{line!r} looks like fields, but not with {SEPARATOR!r} between them"
+    if line.lower().endswith(VIDEO_ENDINGS):
+        return f"{line!r} is a file name, not a caption"
+    return None
 
 
 def _csv(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
@@ -171,8 +223,10 @@ def _csv(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
             where = f"{source} line {reader.line_num}"
             # DictReader files surplus fields under None and fills missing ones with None.
             if None in record or None in record.values():
-                raise ManifestError(f"{where}: needs {len(reader.fieldnames or [])} fields, as its header has")
-            yield _row(where, record, first)
+                reason = f"{where}: needs {len(reader.fieldnames or [])} fields, as its header has"
+                yield _Row(where, None, None, BadRow(str(list(record.values())), reason))
+            else:
+                yield _row(where, record, first)
     except csv.Error as error:
         raise ManifestError(f"{source} line {reader.line_num}: {error}") from None
 
@@ -182,14 +236,18 @@ def _jsonl(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
         if not line.strip():
             continue
         where = f"{source} line {number}"
+        text = line.strip()
         try:
             record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ManifestError(f"{where}: {text!r} is not an object with {first!r} and 'caption'")
+            _need_columns(where, record, first)
         except json.JSONDecodeError as error:
-            raise ManifestError(f"{where}: not JSON ({error.msg}); allowed: one object a line") from None
-        if not isinstance(record, dict):
-            raise ManifestError(f"{where}: {line.strip()!r} is not an object with {first!r} and 'caption'")
-        _need_columns(where, record, first)
-        yield _row(where, record, first)
+            yield _Row(where, None, None, BadRow(text, f"{where}: not JSON ({error.msg}); allowed: one object a line"))
+        except ManifestError as error:
+            yield _Row(where, None, None, BadRow(text, str(error)))
+        else:
+            yield _row(where, record, first)
 
 
 def _parquet(source: str, first: str) -> Iterator[_Row]:
@@ -211,12 +269,17 @@ def _need_columns(where: str, found: Iterable[str], first: str) -> None:
 
 
 def _row(where: str, record: dict[str, object], first: str) -> _Row:
-    values = [record.get(first), record["caption"]]
-    for value in values:
-        if value is not None and not isinstance(value, str):
-            raise ManifestError(f"{where}: {value!r} is not text")
-    stripped = [value.strip() if isinstance(value, str) else None for value in values]
-    return _Row(where, *stripped)
+    values: list[str | None] = []
+    for value in (record.get(first), record["caption"]):
+        if not (value is None or (isinstance(value, str) and _is_text(value))):
+            return _Row(where, None, None, BadRow(ascii(value), f"{where}: {value!r} is not text"))
+        values.append(value.strip() if isinstance(value, str) else None)
+    return _Row(where, *values)
+
+
+def _is_text(value: str) -> bool:
+    """JSON can spell halves of characters, which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _folder(source: str, filesystem: pa.fs.FileSystem, inner: str) -> Iterator[_Row]:

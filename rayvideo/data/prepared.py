@@ -76,7 +76,7 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     data = recipe.data
     numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
     listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
-    return {"model": _model_digest(recipe.model.path), **numbers, **listed}
+    return {"model": model_digest(recipe.model.path, ENCODING_PARTS), **numbers, **listed}
 
 
 def clip_places(folder: str) -> dict[int, Place]:
@@ -124,12 +124,12 @@ def _compare(folder: str, found: dict[str, Any], expected: dict[str, Any]) -> No
             raise DataError(f"{folder!r} was prepared with {what}; prepare into another folder")
 
 
-def _model_digest(path: str) -> str:
-    """Digest of the parts that encode clips and captions; of a model on the hub, its id."""
+def model_digest(path: str, parts: Sequence[str]) -> str:
+    """Digest of the folders of these parts of a model; of a model on the hub, its id."""
     if not Path(path).is_dir():
         return path
     digest = hashlib.sha256()
-    for part in ENCODING_PARTS:
+    for part in parts:
         for file in sorted(Path(path, part).rglob("*")):
             if file.is_file():
                 digest.update(str(file.relative_to(path)).encode())

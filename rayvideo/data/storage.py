@@ -20,6 +20,11 @@ def is_uri(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """The same place for every process; Ray's workers may have another working directory."""
+    return path if is_uri(path) else str(Path(path).absolute())
+
+
 def join(folder: str, name: str) -> str:
     """`name` below `folder`, unless it is an absolute path or a URI already."""
     if is_uri(name):

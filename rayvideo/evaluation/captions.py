@@ -48,8 +48,12 @@ def shown(recipe: Recipe) -> list[Prompt]:
 
 def file_name(number: int, prompt: Prompt) -> str:
     """A name for a shown prompt's files, unique by its number among them."""
-    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{prompt.set}-{prompt.caption}").strip("-").lower()
-    return f"{number:02d}-{words[:60]}"
+    return f"{number:02d}-{slug(f'{prompt.set}-{prompt.caption}')}"
+
+
+def slug(text: str) -> str:
+    """Letters a-z, digits and dashes of any text, at most 60; may be empty."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60]
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:

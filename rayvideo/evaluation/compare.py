@@ -1,11 +1,11 @@
-"""Base against tuned model: the same captions and seeds, judged, measured and summed up."""
+"""Base against tuned model: the same captions, seeds and numbers of steps, judged, measured and summed up."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,22 +48,14 @@ class Preview:
 
 
 @dataclass
-class Comparison:
-    """What an evaluation found."""
+class Chain:
+    """What was found of clips that were made in one number of steps."""
 
+    steps: int
+    """DDIM steps D."""
     rows: list[dict[str, Any]]
-    """One per clip: set, variant, caption, seed, file, every score and measure."""
+    """One per clip: set, caption, seed, steps, variant, file, every score and measure."""
     sets: dict[str, dict[Variant, Figures]]
-    reference: Figures
-    """The same figures of the real clips; empty without `evaluation.features`."""
-    unreadable: int
-    """Real clips that could not be read."""
-    previews: list[Preview]
-    seconds: float
-
-    @property
-    def has_tuned(self) -> bool:
-        return any("tuned" in variants for variants in self.sets.values())
 
     def gain(self, metric: str) -> dict[str, float | None]:
         """Set -> (mean of tuned - mean of base) / standard deviation of the base's clips; None if that is 0."""
@@ -83,6 +75,22 @@ class Comparison:
             for name in self.sets
         }
         return {name: sum(each) / len(each) for name, each in won.items()}
+
+
+@dataclass
+class Comparison:
+    """What an evaluation found."""
+
+    chains: list[Chain]
+    """One for each of `evaluation.steps`, in their order."""
+    has_tuned: bool
+    reference: Figures
+    """The same figures of the real clips; empty without `evaluation.features`."""
+    unreadable: int
+    """Real clips that could not be read."""
+    previews: list[Preview]
+    """Of the first chain."""
+    seconds: float
 
 
 def check(recipe: Recipe, adapter: str | None) -> None:
@@ -115,38 +123,52 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
         RewardError: naming the judge that fails.
     """
     started = time.monotonic()
-    everything = prompts(recipe)
+    everything, lengths = prompts(recipe), recipe.evaluation.steps
     previews = {prompt: Preview(prompt, file_name(i, prompt)) for i, prompt in enumerate(shown(recipe))}
-    rows: list[dict[str, Any]] = []
-    features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
+    chains: list[Chain] = []
     pool = RewardPool([*recipe.reward.judges, *recipe.evaluation.judges])
     try:
         with Workers(recipe, adapter) as workers:
             pool.wait_until_ready()
             real_rows, real_features, unreadable = _read_reference(recipe, workers, pool)
-            with progress("generating and judging", len(everything), unit="caption") as bar:
-                for batch, clips in workers.generate(everything):
-                    for variant, made in clips.items():
-                        scored = _score(recipe, pool, made, [prompt.caption for prompt in batch])
-                        for i, prompt in enumerate(batch):
-                            if prompt in previews:
-                                _keep(previews[prompt], variant, made.pixels[i], folder)
-                            file = previews[prompt].files[variant] if prompt in previews else None
-                            rows.append({**prompt._asdict(), "variant": variant, "file": file, **scored[i]})
-                            if made.features is not None:
-                                features[prompt.set, variant].append(made.features[i])
-                    bar.update(len(batch))
+            with progress("generating and judging", len(everything) * len(lengths), unit="caption") as bar:
+                for steps in lengths:
+                    rows: list[dict[str, Any]] = []
+                    features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
+                    for batch, clips in workers.generate(everything, steps):
+                        for variant, made in clips.items():
+                            files = {}
+                            if steps == lengths[0]:
+                                files = _keep(previews, batch, variant, made.pixels, folder, recipe.data.fps)
+                            scored = _score(recipe, pool, made, [prompt.caption for prompt in batch])
+                            for i, prompt in enumerate(batch):
+                                key = {**prompt._asdict(), "steps": steps, "variant": variant}
+                                rows.append({**key, "file": files.get(prompt), **scored[i]})
+                                if made.features is not None:
+                                    features[prompt.set, variant].append(made.features[i])
+                        bar.update(len(batch))
+                    chains.append(Chain(steps, rows, _summed_up(rows, features, real_features, recipe.seed)))
     finally:
         pool.close()
-    pq.write_table(pa.Table.from_pylist(rows), folder / "clips.parquet")
+    pq.write_table(pa.Table.from_pylist([row for chain in chains for row in chain.rows]), folder / "clips.parquet")
+    seconds = time.monotonic() - started
+    shown_clips = list(previews.values())
+    return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds)
+
+
+def _summed_up(
+    rows: Sequence[dict[str, Any]],
+    features: Mapping[tuple[str, Variant], list[Tensor]],
+    real_features: list[Tensor],
+    seed: int,
+) -> dict[str, dict[Variant, Figures]]:
     sets: dict[str, dict[Variant, Figures]] = defaultdict(dict)
     for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
         sets[name][variant] = _figures(row for row in rows if (row["set"], row["variant"]) == (name, variant))
         if real_features:
-            draws = kid(torch.cat(features[name, variant]), torch.cat(real_features), seed=recipe.seed)
+            draws = kid(torch.cat(features[name, variant]), torch.cat(real_features), seed=seed)
             sets[name][variant]["kid"] = _spread_of(draws.tolist())
-    seconds = time.monotonic() - started
-    return Comparison(rows, dict(sets), _figures(real_rows), unreadable, list(previews.values()), seconds)
+    return dict(sets)
 
 
 def _read_reference(
@@ -196,7 +218,20 @@ def _spread_of(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "std": deviation, "n": len(values)}
 
 
-def _keep(preview: Preview, variant: Variant, pixels: npt.NDArray[np.uint8], folder: Path) -> None:
-    preview.pixels[variant] = pixels
-    preview.files[variant] = f"report/clips/{preview.name}-{variant}.mp4"
-    write_clip(folder / preview.files[variant], pixels)
+def _keep(
+    previews: Mapping[Prompt, Preview],
+    batch: Sequence[Prompt],
+    variant: Variant,
+    pixels: npt.NDArray[np.uint8],
+    folder: Path,
+    fps: float,
+) -> dict[Prompt, str]:
+    """Write the clips [N, F, H, W, 3] that are looked at, and return their files."""
+    files = {}
+    for prompt, clip in zip(batch, pixels, strict=True):
+        if prompt in previews:
+            preview = previews[prompt]
+            preview.pixels[variant] = clip
+            files[prompt] = preview.files[variant] = f"report/clips/{preview.name}-{variant}.mp4"
+            write_clip(folder / files[prompt], clip, fps)
+    return files

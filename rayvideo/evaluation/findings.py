@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rayvideo.evaluation.compare import Comparison, Figures
+from rayvideo.evaluation.compare import Chain, Comparison, Figures
+from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe
 
 # Changes beyond which a tuned model is called suspicious, however happy its judges are.
@@ -25,14 +27,21 @@ def roles(recipe: Recipe) -> dict[str, str]:
 
 def figures_of(recipe: Recipe, comparison: Comparison) -> dict[str, Any]:
     """The part of summary.json that other programs read; its keys are documented in docs/evaluation.md."""
-    figures: dict[str, Any] = {"sets": comparison.sets}
+    by_steps = {str(chain.steps): _figures_of(recipe, chain, comparison.has_tuned) for chain in comparison.chains}
+    figures = {**by_steps[str(comparison.chains[0].steps)], "by_steps": by_steps}
     if comparison.reference:
         figures["reference"] = comparison.reference
     if comparison.has_tuned:
-        judges = list(roles(recipe))
-        figures["gain_in_base_std"] = by_set({judge: comparison.gain(judge) for judge in judges})
-        figures["wins"] = by_set({judge: comparison.wins(judge) for judge in judges})
         figures["warnings"] = warnings(recipe, comparison)
+    return figures
+
+
+def _figures_of(recipe: Recipe, chain: Chain, has_tuned: bool) -> dict[str, Any]:
+    figures: dict[str, Any] = {"sets": chain.sets}
+    if has_tuned:
+        judges = list(roles(recipe))
+        figures["gain_in_base_std"] = by_set({judge: chain.gain(judge) for judge in judges})
+        figures["wins"] = by_set({judge: chain.wins(judge) for judge in judges})
     return figures
 
 
@@ -44,22 +53,31 @@ def by_set(columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def warnings(recipe: Recipe, comparison: Comparison) -> list[str]:
     """Signs of over-optimisation, a sentence each: what moved the wrong way, on which set and by how much."""
+    several = len(comparison.chains) > 1
+    return [
+        warning
+        for chain in comparison.chains
+        for name in chain.sets
+        for warning in _warnings(recipe, chain, name, f"{name}, {chain.steps} steps" if several else name)
+    ]
+
+
+def _warnings(recipe: Recipe, chain: Chain, name: str, where: str) -> list[str]:
     found = []
-    for name, variants in comparison.sets.items():
-        base, tuned = variants["base"], variants["tuned"]
-        for judge in recipe.evaluation.judges:
-            gain = comparison.gain(judge.name)[name]
-            if gain is not None and gain < -JUDGE_FALL:
-                found.append(f"{name}: held-out judge {judge.name!r} fell by {-gain:.2f} standard deviations")
-        motion = change(base, tuned, "motion")
-        if abs(motion) > MOTION_CHANGE:
-            found.append(f"{name}: motion changed by {motion:+.0%}; up to {MOTION_CHANGE:.0%} is usual")
-        flicker = change(base, tuned, "flicker")
-        if flicker > FLICKER_RISE:
-            found.append(f"{name}: flicker rose by {flicker:.0%}; up to {FLICKER_RISE:.0%} is usual")
-        if "kid" in tuned and tuned["kid"]["mean"] > base["kid"]["mean"] + base["kid"]["std"]:
-            risen = f"{base['kid']['mean']:.3g} to {tuned['kid']['mean']:.3g}"
-            found.append(f"{name}: the clips went away from the real ones, KID {risen}")
+    base, tuned = chain.sets[name]["base"], chain.sets[name]["tuned"]
+    for judge in recipe.evaluation.judges:
+        gain = chain.gain(judge.name)[name]
+        if gain is not None and gain < -JUDGE_FALL:
+            found.append(f"{where}: held-out judge {judge.name!r} fell by {-gain:.2f} standard deviations")
+    motion = change(base, tuned, "motion")
+    if abs(motion) > MOTION_CHANGE:
+        found.append(f"{where}: motion changed by {motion:+.0%}; up to {MOTION_CHANGE:.0%} is usual")
+    flicker = change(base, tuned, "flicker")
+    if flicker > FLICKER_RISE:
+        found.append(f"{where}: flicker rose by {flicker:.0%}; up to {FLICKER_RISE:.0%} is usual")
+    if "kid" in tuned and tuned["kid"]["mean"] > base["kid"]["mean"] + base["kid"]["std"]:
+        risen = f"{base['kid']['mean']:.3g} to {tuned['kid']['mean']:.3g}"
+        found.append(f"{where}: the clips went away from the real ones, KID {risen}")
     return found
 
 
@@ -69,24 +87,38 @@ def change(base: Figures, tuned: Figures, metric: str) -> float:
     return 0.0 if before == after else (after - before) / before if before else float("inf")
 
 
+def table(recipe: Recipe, comparison: Comparison) -> Iterator[tuple[str, int, str, list[str]]]:
+    """The form of the paper's Table 1: judge, steps D, model, and a cell for each set."""
+    for judge in roles(recipe):
+        for chain in comparison.chains:
+            variants: list[Variant] = ["base", "tuned"] if comparison.has_tuned else ["base"]
+            for variant in variants:
+                figures = [each[variant][judge] for each in chain.sets.values()]
+                yield judge, chain.steps, variant, [f"{f['mean']:.4f} ± {f['std']:.4f}" for f in figures]
+            if comparison.has_tuned:
+                gains = chain.gain(judge).values()
+                yield judge, chain.steps, "gain", ["–" if gain is None else f"{gain:+.2f} σ" for gain in gains]
+
+
 def print_table(recipe: Recipe, comparison: Comparison, console: Console) -> None:
-    """Sets x base / tuned x judges, mean ± standard deviation over clips, and the gain."""
+    """Judges x steps x base / tuned / gain in rows, sets in columns."""
     judges = roles(recipe)
-    table = Table(title="judges' raw scores: mean ± standard deviation over clips", title_justify="left")
-    table.add_column("captions")
-    table.add_column("model")
-    for judge, role in judges.items():
-        table.add_column(f"{judge}\n({role})", justify="right")
-    for name, variants in comparison.sets.items():
-        clips = next(iter(variants.values()))[next(iter(judges))]["n"]
-        for i, (variant, figures) in enumerate(variants.items()):
-            cells = [f"{figures[judge]['mean']:.4f} ± {figures[judge]['std']:.4f}" for judge in judges]
-            table.add_row(name if i == 0 else f"({clips} clips)", variant, *cells)
-        if comparison.has_tuned:
-            gains = [comparison.gain(judge)[name] for judge in judges]
-            table.add_row("", "gain", *("–" if gain is None else f"{gain:+.2f} std of base" for gain in gains))
-        table.add_section()
-    console.print(table)
+    shown = Table(
+        title="judges' raw scores: mean ± standard deviation over clips; σ: standard deviation of the base's clips",
+        title_justify="left",
+    )
+    for title in ("judge", "D", "model"):
+        shown.add_column(title)
+    for name, variants in comparison.chains[0].sets.items():
+        shown.add_column(f"{name}\n({variants['base'][next(iter(judges))]['n']} clips)", justify="right")
+    last = ("", 0)
+    for judge, steps, model, cells in table(recipe, comparison):
+        if last[0] not in ("", judge):
+            shown.add_section()
+        title = "" if last[0] == judge else f"{judge} ({judges[judge]})"
+        shown.add_row(title, "" if last == (judge, steps) else str(steps), model, *cells)
+        last = (judge, steps)
+    console.print(shown)
     if comparison.has_tuned:
         for warning in warnings(recipe, comparison):
             console.print(f"[yellow]warning:[/] {escape(warning)}")

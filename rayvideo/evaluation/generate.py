@@ -33,14 +33,18 @@ def generate_clips(
     height: int,
     width: int,
     batch_size: int = 8,
+    fixed_batch: bool = False,
     embeddings: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """One clip for each pair of caption and seed: float [N, F, 3, H, W] in [0, 1] on the CPU.
 
     A clip depends on its caption and seed alone, not on its neighbours, their order or `batch_size` (clips per forward
-    pass), because its noise comes from a generator of its own.
+    pass), because its noise comes from a generator of its own. What the size of a batch leaves are last bits, since
+    kernels are chosen by it.
 
     Args:
+        fixed_batch: Fill the last batch up with repetitions, so that all forward passes have one size and the last bits
+            don't depend on how many clips there are.
         steps: DDIM steps D of the whole chain.
         guidance: Classifier-free guidance scale.
         embeddings: What `embed_captions` gave, for a model that was loaded without its text tower.
@@ -52,11 +56,12 @@ def generate_clips(
     shape = model.latent_shape(frames, height, width)
     clips = []
     for start in range(0, len(captions), batch_size):
-        chosen = captions[start : start + batch_size]
-        own = [
-            generator_for(seed, "generate", caption)
-            for caption, seed in zip(chosen, seeds[start : start + batch_size], strict=True)
-        ]
+        pairs = list(zip(captions, seeds, strict=True))[start : start + batch_size]
+        wanted = len(pairs)
+        if fixed_batch:
+            pairs += [pairs[-1]] * (batch_size - wanted)
+        chosen = [caption for caption, _ in pairs]
+        own = [generator_for(seed, "generate", caption) for caption, seed in pairs]
         latents = editing.normal((len(chosen), *shape), own, model.device)
         prompts = torch.stack([table[""]] * len(chosen) + [table[caption] for caption in chosen])
         prompts = prompts.to(model.device)
@@ -67,7 +72,7 @@ def generate_clips(
         predict = editing.guided(predict_pair, guidance)
         latents = editing.denoise(predict, latents, model.scheduler, grid, grad_steps=0, checkpoint=False)
         # Clip by clip: decoded frames, not latents, are what fills the memory.
-        clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents]
+        clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents[:wanted]]
     return torch.stack(clips)
 
 

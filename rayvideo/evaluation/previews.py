@@ -104,7 +104,7 @@ class Previews:
             self._model,
             [prompt.caption for prompt in own],
             [prompt.seed for prompt in own],
-            steps=options.steps,
+            steps=options.steps[0],
             guidance=options.guidance,
             frames=data.frames,
             height=data.height,

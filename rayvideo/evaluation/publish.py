@@ -11,7 +11,7 @@ import pyarrow.fs
 
 from rayvideo.data.storage import join, locate, write_bytes
 from rayvideo.evaluation.compare import Comparison
-from rayvideo.evaluation.findings import figures_of
+from rayvideo.evaluation.findings import figures_of, roles
 from rayvideo.evaluation.folder import read_summary
 from rayvideo.recipe import Recipe
 from rayvideo.tracking import Tracker, versions
@@ -42,21 +42,24 @@ def publish(
     return summary
 
 
-def track(comparison: Comparison, summary: dict[str, Any], work: Path, tracker: Tracker, step: int) -> None:
+def track(recipe: Recipe, comparison: Comparison, work: Path, tracker: Tracker, step: int) -> None:
     """Log the means of every set, a strip for each shown prompt, and the report with its clips."""
-    means = {
-        f"eval/{name}/{metric}.{variant}": figure["mean"]
-        for name, variants in comparison.sets.items()
-        for variant, figures in variants.items()
-        for metric, figure in figures.items()
-    }
-    gains = {
-        f"eval/{name}/{judge}.gain_in_base_std": gain
-        for name, judges in summary.get("gain_in_base_std", {}).items()
-        for judge, gain in judges.items()
-        if gain is not None
-    }
-    tracker.log(step, means | gains)
+    for chain in comparison.chains:
+        # The first keeps the plain names, so that its curves stay one when another number of steps joins.
+        group = "eval" if chain is comparison.chains[0] else f"eval-{chain.steps}-steps"
+        means = {
+            f"{group}/{name}/{metric}.{variant}": figure["mean"]
+            for name, variants in chain.sets.items()
+            for variant, figures in variants.items()
+            for metric, figure in figures.items()
+        }
+        gains = {
+            f"{group}/{name}/{judge}.gain_in_base_std": gain
+            for judge in (roles(recipe) if comparison.has_tuned else ())
+            for name, gain in chain.gain(judge).items()
+            if gain is not None
+        }
+        tracker.log(step, means | gains)
     for preview in comparison.previews:
         if "tuned" in preview.pixels:
             prompt = preview.prompt

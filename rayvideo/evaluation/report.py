@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rayvideo.evaluation.compare import Comparison, Figures, Preview
-from rayvideo.evaluation.findings import change, roles, warnings
+from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
+from rayvideo.evaluation.findings import change, roles, table, warnings
 from rayvideo.recipe import Recipe
 
 MEASURES = {
@@ -90,7 +90,10 @@ def write_report(
         warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
         has_tuned=comparison.has_tuned,
         columns=columns,
-        sets={name: _rows(comparison, name, columns) for name in comparison.sets},
+        paper=list(table(recipe, comparison)),
+        roles=roles(recipe),
+        chains=comparison.chains,
+        rows=lambda chain, name: _rows(chain, name, columns),
         reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
         unreadable=comparison.unreadable,
         segments=recipe.reward.segments,
@@ -111,16 +114,16 @@ def _columns(recipe: Recipe, comparison: Comparison) -> list[Column]:
         Column(name, name, f"{role} judge", f"raw score; frames resized {resize[name]}")
         for name, role in roles(recipe).items()
     ]
-    measured = next(iter(comparison.sets.values()))["base"]
+    measured = next(iter(comparison.chains[0].sets.values()))["base"]
     return columns + [Column(key, title, MEASURE, note) for key, (title, note) in MEASURES.items() if key in measured]
 
 
-def _rows(comparison: Comparison, name: str, columns: Sequence[Column]) -> dict[str, list[Cell]]:
+def _rows(chain: Chain, name: str, columns: Sequence[Column]) -> dict[str, list[Cell]]:
     """Row title -> cells: base, tuned and what changed."""
-    variants = comparison.sets[name]
+    variants = chain.sets[name]
     rows = {str(variant): [_cell(figures, column.key) for column in columns] for variant, figures in variants.items()}
     if "tuned" in variants:
-        rows["change"] = [_change(comparison, name, column) for column in columns]
+        rows["change"] = [_change(chain, name, column) for column in columns]
     return rows
 
 
@@ -132,14 +135,14 @@ def _cell(figures: Figures, key: str) -> Cell:
     return Cell(f"{mean:.{decimals}f}", f"± {deviation:.{decimals}f}")
 
 
-def _change(comparison: Comparison, name: str, column: Column) -> Cell:
-    base, tuned = comparison.sets[name]["base"], comparison.sets[name]["tuned"]
+def _change(chain: Chain, name: str, column: Column) -> Cell:
+    base, tuned = chain.sets[name]["base"], chain.sets[name]["tuned"]
     if column.key == "kid":  # may be around 0, where a share says nothing
         return Cell(f"{tuned['kid']['mean'] - base['kid']['mean']:+.4f}")
     if column.role == MEASURE:
         return Cell(f"{change(base, tuned, column.key):+.1%}")
-    gain = comparison.gain(column.key)[name]
-    better = f"better in {comparison.wins(column.key)[name]:.0%}"
+    gain = chain.gain(column.key)[name]
+    better = f"better in {chain.wins(column.key)[name]:.0%}"
     if gain is None:
         return Cell("–", better)
     return Cell(f"{gain:+.2f} σ", better, "good" if gain > SLIGHT else "bad" if gain < -SLIGHT else "")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import torch
 from ray.exceptions import RayActorError
 from ray.util import ActorPool
 from torch import Tensor
+from typing_extensions import Self
 
 from rayvideo.data.manifest import Entry
 from rayvideo.data.storage import locate
@@ -33,6 +34,7 @@ from rayvideo.models.lora import adapter_disabled, load_adapter
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 
+Item = TypeVar("Item")
 Variant = Literal["base", "tuned"]
 
 
@@ -56,8 +58,8 @@ class ClipWorker:
         self._adapter = adapter
         self._device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
 
-    def generate(self, prompts: Sequence[Prompt]) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
-        """The prompts, and their clips by the base and, if there is an adapter, by the tuned model."""
+    def generate(self, prompts: Sequence[Prompt], steps: int) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
+        """The prompts, and their clips of `steps` DDIM steps by the base and, with an adapter, by the tuned model."""
         variants: dict[Variant, AbstractContextManager[None]] = {"base": nullcontext()}
         if self._adapter is not None:
             variants = {"base": adapter_disabled(self._model.denoiser), "tuned": nullcontext()}
@@ -69,7 +71,7 @@ class ClipWorker:
                     self._model,
                     [prompt.caption for prompt in prompts],
                     [prompt.seed for prompt in prompts],
-                    steps=options.steps,
+                    steps=steps,
                     guidance=options.guidance,
                     frames=data.frames,
                     height=data.height,
@@ -102,13 +104,7 @@ class ClipWorker:
 
     @cached_property
     def _model(self) -> VideoModel:
-        model = load_model(self._recipe.model.path, dtype=DTYPES[self._recipe.training.precision], device=self._device)
-        if self._adapter is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                filesystem, inner = locate(self._adapter)
-                pa.fs.copy_files(inner, folder, source_filesystem=filesystem)
-                model.denoiser = load_adapter(model.denoiser, Path(folder)).to(self._device)
-        return model
+        return load_generator(self._recipe, self._adapter)
 
     @cached_property
     def _features(self) -> FeatureExtractor | None:
@@ -121,33 +117,65 @@ class ClipWorker:
 ClipActor = ray.remote(max_restarts=-1, max_task_retries=2)(ClipWorker)
 
 
-class Workers:
-    """`evaluation.workers` of them; use it in a `with` block, at whose end they are gone."""
+class Actors:
+    """Actors that share the work of one kind; use them in a `with` block, at whose end they are gone."""
 
-    def __init__(self, recipe: Recipe, adapter: str | None) -> None:
+    def __init__(self, kind: Any, recipe: Recipe, *args: object) -> None:
+        """Start `evaluation.workers` actors: kind(recipe, *args)."""
         options = recipe.evaluation
-        kind = ClipActor.options(num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker)
-        self._batch_size = options.batch_size
-        self._actors = [kind.remote(recipe, adapter) for _ in range(options.workers)]
+        kind = kind.options(num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker)
+        self._actors = [kind.remote(recipe, *args) for _ in range(options.workers)]
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *failure: object) -> None:
         for actor in self._actors:
             ray.kill(actor)
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[Sequence[Prompt], dict[Variant, Clips]]]:
-        """Clips batch by batch, in the order of the prompts."""
-        return self._spread(lambda actor, batch: actor.generate.remote(batch), prompts)
+    def spread(self, call: Callable[[Any, Any], Any], batches: Iterable[Any], *, ordered: bool = True) -> Iterator[Any]:
+        """What `call(actor, batch)` gives for each batch, in the order of the batches or as they are done.
+
+        Raises:
+            EvaluationError: an actor died for good.
+        """
+        pool = ActorPool(self._actors)
+        try:
+            yield from pool.map(call, batches) if ordered else pool.map_unordered(call, batches)
+        except RayActorError as error:
+            raise EvaluationError(f"an actor that generates clips died: {error}") from error
+
+
+class Workers(Actors):
+    """The workers of an evaluation."""
+
+    def __init__(self, recipe: Recipe, adapter: str | None) -> None:
+        super().__init__(ClipActor, recipe, adapter)
+        self._batch_size = recipe.evaluation.batch_size
+
+    def generate(
+        self, prompts: Sequence[Prompt], steps: int
+    ) -> Iterator[tuple[Sequence[Prompt], dict[Variant, Clips]]]:
+        """Clips of `steps` DDIM steps batch by batch, in the order of the prompts."""
+        return self.spread(lambda actor, batch: actor.generate.remote(batch, steps), batched(prompts, self._batch_size))
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], Clips | None]]:
         """The readable ones of real clips, batch by batch, in the order of the entries."""
-        return self._spread(lambda actor, batch: actor.read.remote(batch), entries)
+        return self.spread(lambda actor, batch: actor.read.remote(batch), batched(entries, self._batch_size))
 
-    def _spread(self, call: Callable[[Any, Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        batches = [items[start : start + self._batch_size] for start in range(0, len(items), self._batch_size)]
-        try:
-            yield from ActorPool(self._actors).map(call, batches)
-        except RayActorError as error:
-            raise EvaluationError(f"an actor that generates clips died: {error}") from error
+
+def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """`items` in slices of `size`; the last may be shorter."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
+    """The recipe's model on the device of a generating actor, with the adapter of a folder or URI on its denoiser."""
+    device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
+    model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device)
+    if adapter is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            filesystem, inner = locate(adapter)
+            pa.fs.copy_files(inner, folder, source_filesystem=filesystem)
+            model.denoiser = load_adapter(model.denoiser, Path(folder)).to(device)
+    return model

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayvideo.data.manifest import Caption, ManifestError, read_captions, read_manifest
+from rayvideo.data.manifest import Caption, ManifestError, read_captions, read_manifest, scan_captions
 
 REFERENCE = Path(__file__).parents[3] / "shared/data/captions"
 EXPECTED = [("cat.mp4", "red cat"), ("dogs/dog.webm", "dog, jumping")]
@@ -32,6 +32,7 @@ def pairs(entries, folder) -> list[tuple[str, str]]:
         ("list.txt", "cat.mp4|||red cat|||16\ndogs/dog.webm|||dog, jumping|||16\n"),
         ("list", "\n cat.mp4 ||| red cat \n\n\ndogs/dog.webm|||dog, jumping\n"),
         ("list.txt", b"\xef\xbb\xbfcat.mp4|||red cat\r\ndogs/dog.webm|||dog, jumping\r\n"),
+        ("list.txt", b"\xef\xbb\xbfcat.mp4|||red cat\r\xef\xbb\xbfdogs/dog.webm|||dog, jumping"),  # two lists, joined
         ("list.csv", 'video,caption\ncat.mp4,red cat\ndogs/dog.webm,"dog, jumping"\n'),
         ("list.CSV", b'\xef\xbb\xbfcaption,extra,video\r\nred cat,1,cat.mp4\r\n"dog, jumping",2,dogs/dog.webm\r\n'),
         (
@@ -98,6 +99,9 @@ def test_repeated_entries_are_dropped_and_counted(tmp_path, caplog):
         ("l.txt", "|||a", ("l.txt line 1", "no video")),
         ("l.txt", "", ("l.txt lists no clips", "allowed")),
         ("l.txt", b"a.mp4|||a\nb.mp4|||\xff", ("l.txt line 2: not UTF-8 text",)),
+        ("l.txt", "a.mp4|||a".encode("utf-16"), ("l.txt line 1: not UTF-8 text",)),
+        ("l.txt", "a.mp4|||a".encode("utf-16-le"), ("l.txt: zero bytes, as UTF-16",)),
+        ("l.csv", "video;caption\na.mp4;a", ("l.csv", "no video and no caption among ['video;caption']")),
         ("l.csv", "file,caption\na.mp4,a", ("l.csv", "no video among", "needed: video, caption")),
         ("l.csv", "video,caption\na.mp4,a\nb.mp4", ("l.csv line 3", "needs 2 fields")),
         ("l.csv", "video,caption\na.mp4,a,b", ("l.csv line 2", "needs 2 fields")),
@@ -149,7 +153,11 @@ def test_caption_parquet_needs_no_names(tmp_path):
     [
         ("c.txt", "a.mp4|||red cat|||16\na dog", ("c.txt line 2", "name|||caption")),
         ("c.txt", "a.mp4||||||16", ("c.txt line 1", "no caption")),
+        ("c.txt", "a.mp4||red cat\nb.mp4||a dog", ("c.txt line 1", "not with '|||'", "one caption a line")),
+        ("c.txt", "a.mp4\tred cat", ("c.txt line 1", "not with '|||'")),
+        ("c.txt", "red cat\nclips/a.MP4", ("c.txt line 2", "is a file name, not a caption")),
         ("c.csv", "name,text\na,b", ("no caption among",)),
+        ("c.jsonl", '{"caption": "half an emoji: \\ud83d"}', ("c.jsonl line 1", "is not text")),
         ("c.txt", "\n", ("lists no captions",)),
     ],
 )
@@ -157,6 +165,46 @@ def test_a_malformed_caption_list_is_refused(tmp_path, name, content, words):
     with pytest.raises(ManifestError) as error:
         read_captions(write(tmp_path, name, content))
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_repeated_captions_are_dropped_and_counted(tmp_path, caplog):
+    path = write(tmp_path, "c.txt", "a.mp4|||red cat|||16\r\nb.mp4|||red cat|||16\r\na.mp4|||red cat|||16\r\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_captions(path) == [Caption("a.mp4", "red cat"), Caption("b.mp4", "red cat")]
+    assert "c.txt: dropped 1 repeated entries" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "bad"),
+    [
+        (
+            "c.txt",
+            "a|||red cat|||16\na dog\n\nb||| |||16\nc|||cow",
+            [("a dog", "line 2: 1 fields"), ("b", "line 4: no c")],
+        ),
+        (
+            "c.jsonl",
+            '{"caption": "red cat"}\n{"caption": 3}\n{"text": "dog"}\ncow\n{"name": "c", "caption": "cow"}',
+            [("3", "line 2: 3 is not text"), ('{"text": "dog"}', "line 3: no caption"), ("cow", "line 4: not JSON")],
+        ),
+        (
+            "c.csv",
+            "name,caption\na,red cat\nb,\nd\nc,cow",
+            [("b", "line 3: no caption"), ("['d', None]", "line 4: needs 2")],
+        ),
+    ],
+)
+def test_a_scan_sets_bad_entries_aside(tmp_path, name, content, bad):
+    captions, found = scan_captions(write(tmp_path, name, content))
+    assert [caption.caption for caption in captions] == ["red cat", "cow"]
+    assert captions[1].name == "c"
+    assert [row.text for row in found] == [text for text, _ in bad]
+    assert all(words in row.reason for row, (_, words) in zip(found, bad, strict=True)), found
+
+
+def test_a_list_without_any_usable_caption_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"c\.txt line 1: no caption"):
+        scan_captions(write(tmp_path, "c.txt", "a||||||16\nb||||||16"))
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference's lists are not part of the repository")

@@ -15,12 +15,13 @@ from rich.console import Console
 
 from rayvideo.data.video import read_clip, write_clip
 from rayvideo.evaluation.captions import Prompt
-from rayvideo.evaluation.compare import Comparison, Figures, Preview
-from rayvideo.evaluation.findings import figures_of, print_table, warnings
+from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
+from rayvideo.evaluation.findings import figures_of, print_table, table, warnings
 from rayvideo.evaluation.report import write_report
 from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe, parse_recipe
 
+BOTH = ("in_domain", "new")
 CAPTION = "a <script>alert(1)</script> cat & 'dog'"
 BASE = {"judge": 0.25, "held_out": 0.3, "motion": 0.2, "flicker": 0.05, "kid": 0.4}
 STD = {"judge": 0.02, "held_out": 0.05, "motion": 0.1, "flicker": 0.02, "kid": 0.01}
@@ -58,12 +59,12 @@ def comparison(folder: Path, **tuned: float) -> Comparison:
     scores = {"base": (0.1, 0.2, 0.3), "tuned": (0.2, 0.1, 0.4)}
     rows = [
         {"set": name, "caption": f"{n}", "seed": 0, "variant": variant, "judge": score, "held_out": -score}
-        for name in ("in_domain", "new")
+        for name in BOTH
         for variant, column in scores.items()
         for n, score in enumerate(column)
     ]
-    sets: dict[str, Any] = {name: {"base": figures(), "tuned": figures(**tuned)} for name in ("in_domain", "new")}
-    return Comparison(rows, sets, figures(judge=0.5), 2, [preview], 1.0)
+    sets: dict[str, Any] = {name: {"base": figures(), "tuned": figures(**tuned)} for name in BOTH}
+    return Comparison([Chain(20, rows, sets)], True, figures(judge=0.5), 2, [preview], 1.0)
 
 
 def test_gains_are_in_standard_deviations_of_the_base(recipe: Recipe, tmp_path: Path) -> None:
@@ -77,8 +78,8 @@ def test_gains_are_in_standard_deviations_of_the_base(recipe: Recipe, tmp_path: 
 
 def test_gain_over_scores_that_do_not_vary_is_unknown(tmp_path: Path) -> None:
     same = comparison(tmp_path)
-    same.sets["new"]["base"]["judge"]["std"] = 0.0
-    assert same.gain("judge")["new"] is None
+    same.chains[0].sets["new"]["base"]["judge"]["std"] = 0.0
+    assert same.chains[0].gain("judge")["new"] is None
 
 
 @pytest.mark.parametrize(
@@ -145,10 +146,11 @@ def test_reward_curve_rises_to_the_right(recipe: Recipe, tmp_path: Path) -> None
 
 def test_base_alone_has_no_gains(recipe: Recipe, tmp_path: Path) -> None:
     alone = comparison(tmp_path)
-    for variants in alone.sets.values():
+    alone.has_tuned = False
+    for variants in alone.chains[0].sets.values():
         del variants["tuned"]
     del alone.previews[0].files["tuned"]
-    assert set(figures_of(recipe, alone)) == {"sets", "reference"}
+    assert set(figures_of(recipe, alone)) == {"sets", "by_steps", "reference"}
     page = write_report(tmp_path, recipe, alone, {}).read_text()
     assert "tuned model" not in page
     assert page.count("<video") == 1
@@ -158,5 +160,29 @@ def test_console_table(recipe: Recipe, tmp_path: Path) -> None:
     console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
     print_table(recipe, comparison(tmp_path, judge=0.28, flicker=0.06), console)
     text = console.export_text()
-    for words in ("in_domain", "0.2500 ± 0.0200", "0.2800 ± 0.0200", "+1.50 std of base", "(held-out)", "warning: new"):
+    for words in ("in_domain", "0.2500 ± 0.0200", "0.2800 ± 0.0200", "+1.50 σ", "(held-out)", "warning: new"):
         assert words in text, words
+
+
+def test_several_numbers_of_steps_stand_side_by_side(recipe: Recipe, tmp_path: Path) -> None:
+    both = comparison(tmp_path, judge=0.28)
+    longer = comparison(tmp_path, judge=0.26, motion=0.25).chains[0]
+    both.chains.append(Chain(50, longer.rows, longer.sets))
+    found = figures_of(recipe, both)
+    assert found["sets"]["new"]["tuned"]["judge"]["mean"] == 0.28  # the plain keys are those of the first
+    assert list(found["by_steps"]) == ["20", "50"]
+    assert found["by_steps"]["20"]["sets"] == found["sets"]
+    assert found["by_steps"]["50"]["gain_in_base_std"]["new"]["judge"] == pytest.approx(0.5)
+    assert found["warnings"] == [f"{name}, 50 steps: motion changed by +25%; up to 15% is usual" for name in BOTH]
+    assert list(table(recipe, both))[:6] == [
+        ("judge", 20, "base", ["0.2500 ± 0.0200"] * 2),
+        ("judge", 20, "tuned", ["0.2800 ± 0.0200"] * 2),
+        ("judge", 20, "gain", ["+1.50 σ"] * 2),
+        ("judge", 50, "base", ["0.2500 ± 0.0200"] * 2),
+        ("judge", 50, "tuned", ["0.2600 ± 0.0200"] * 2),
+        ("judge", 50, "gain", ["+0.50 σ"] * 2),
+    ]
+    page = write_report(tmp_path, recipe, both, {}).read_text()
+    assert page.count('<th scope="row">50</th>') == len(BOTH) + 2  # of each set, and of each judge
+    for title in ("motion", "flicker", "KID", "0.2600 ± 0.0200", "held-out"):
+        assert title in page, title

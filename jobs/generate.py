@@ -1,0 +1,41 @@
+"""Make a clip of every caption of a list, with the model as it is or with an adapter.
+
+    python jobs/generate.py --recipe R --captions FILE --out DIR [key=value ...]
+    python jobs/generate.py --recipe R --captions FILE --adapter DIR [--merge] --out DIR evaluation.steps=50
+
+Writes clips/*.mp4, index.jsonl and summary.json into --out. Run again after an
+interruption, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rayvideo import command
+from rayvideo.data.storage import absolute
+from rayvideo.evaluation.produce import order, produce
+from rayvideo.recipe import load_recipe
+
+
+def main(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    wanted = order(recipe, args.captions, args.adapter and absolute(args.adapter), merge=args.merge)
+    for row in wanted.rejected:
+        print(f"rejected: {row.reason}")
+    command.start_ray(recipe)
+    summary = produce(wanted, absolute(args.out))
+    print(
+        f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) of {summary['captions']} captions in "
+        f"{summary['seconds']:.0f} s; {summary['rejected']} entries rejected, {summary['repeated']} repeated, "
+        f"{summary['failed']} clips failed"
+    )
+    print(f"Index: {summary['index']}")
+
+
+if __name__ == "__main__":
+    parser = command.recipe_arguments(__doc__ or "")
+    parser.add_argument("--captions", required=True, metavar="FILE", help="list of captions, see docs/generation.md")
+    parser.add_argument("--adapter", metavar="DIR", help="a trained adapter (default: the model as it is)")
+    parser.add_argument("--merge", action="store_true", help="add the adapter to the weights ahead of generation")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder or cloud URI for the clips")
+    command.run(main, parser)
