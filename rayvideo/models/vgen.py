@@ -159,7 +159,7 @@ def unet_config(file: Mapping[str, Tensor], path: str | Path, head_dim: int) -> 
         for i in first
     ]
     attentive = [any(name.startswith(f"input_blocks.{i}.1.") for name in file) for i in first]
-    if wrong := [width for width in widths if width % head_dim or width % GROUPS]:
+    if wrong := [width for width in widths if head_dim < 1 or width % head_dim or width % GROUPS]:
         raise ModelError(
             f"{path}: width {wrong[0]} does not divide into heads of {head_dim} and {GROUPS} groups; give --head-dim"
         )
@@ -295,7 +295,7 @@ def _count(names: Iterable[str], prefix: str) -> int:
 def _build(kind: Any, path: str | Path, **config: Any) -> Any:
     try:
         return kind(**config)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ModelError(f"{path}: no {kind.__name__} can be built from its shapes: {error}") from error
 
 

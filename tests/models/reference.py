@@ -130,7 +130,10 @@ class TemporalConv(nn.Module):
             self.add_module(f"conv{i}", nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), *middle, conv))
 
     def forward(self, x):
-        return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        h = x
+        for conv in self.children():
+            h = conv(h)
+        return x + h
 
 
 class Residual(nn.Module):

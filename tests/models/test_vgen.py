@@ -232,7 +232,16 @@ def test_a_unet_that_is_not_exactly_the_reference_is_refused(network, tmp_path, 
         vgen.read_unet(tmp_path / "unet.pth", HEAD_DIM)
 
 
+def test_a_vae_without_levels_is_refused(files, tmp_path):
+    content = torch.load(files / "vae.ckpt")["state_dict"]
+    torch.save({name: tensor for name, tensor in content.items() if ".down." not in name}, tmp_path / "vae.ckpt")
+    with pytest.raises(ModelError, match="vae.ckpt"):
+        vgen.read_vae(tmp_path / "vae.ckpt")
+
+
 def test_heads_of_another_width_need_to_be_told(files):
+    with pytest.raises(ModelError, match="heads of 0 .*--head-dim"):
+        vgen.read_unet(files / "unet.pth", 0)
     with pytest.raises(ModelError, match="width 32 does not divide into heads of 64 .*--head-dim"):
         vgen.read_unet(files / "unet.pth")
     with pytest.raises(ModelError, match="128 wide, 8 heads of 8 are 64.*--head-dim"):
