@@ -12,7 +12,7 @@ PORT ?= 5000
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([.a-z]+):.*## */  make \1\t/' | expand -t 22
+	@grep -hE '^[.a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([.a-z0-9-]+):.*## */  make \1\t/' | expand -t 22
 
 .venv: $(READY)  ## make or renew the environment (about 7 GB)
 

@@ -225,7 +225,8 @@ def releases(folder, monkeypatch):
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    newer = shutil.copy(tiny.save_judge(folder / "newer", seed=7) / "judge.pt", snapshot / "HPS_v2.1_compressed.pt")
+    newer = snapshot / "HPS_v2.1_compressed.pt"
+    shutil.copy(tiny.save_judge(folder / "newer", seed=7) / "judge.pt", newer)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     files: dict[Version, Path] = {"2.0": folder / "judge.pt", "2.1": newer}

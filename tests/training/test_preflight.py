@@ -57,6 +57,21 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
             r"reward\.judges\.0\.checkpoint 'gone\.pt' is not a file",
         ),
         (
+            {"reward__judges__0__options": {"version": "2.1"}},
+            RecipeError,
+            r"reward\.judges\.0\.checkpoint '.*judge\.pt' is not HPSv2 2\.1",
+        ),
+        (
+            {"reward__judges__0__checkpoint": "xswu/HPSv2"},
+            RecipeError,
+            r"reward\.judges\.0\.options\.version is not set",
+        ),
+        (
+            {"evaluation__judges": [{"name": "pick", "type": "pickscore", "checkpoint": "/gone/pickscore"}]},
+            RecipeError,
+            r"evaluation\.judges\.0\.checkpoint '/gone/pickscore' is neither a folder nor a hub id",
+        ),
+        (
             {"reward__judges__0__architecture": "gone.json"},
             RecipeError,
             r"reward\.judges\.0\.architecture 'gone\.json' is not a file",
