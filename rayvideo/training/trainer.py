@@ -162,7 +162,7 @@ class SamplingTrainer(Trainer):
         ]
         return self._report(step, learned, updates)
 
-    def _weigh(self, rewards: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _weigh(self, rewards: list[Tensor]) -> Sequence[Tensor]:
         """What each sample of each micro-batch counts among those of all workers."""
         own = torch.cat(rewards)
         weights = self._rollout.weigh(gather_over_workers(own))
