@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from rayvideo.models import load_model
+from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
+from rayvideo.recipe import Lora
 from tests import clips, tiny
 
 
@@ -31,3 +35,15 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with six H.264 clips (64x64 pixels, 16 frames at 8 fps), four distinct captions; `list.txt` names them."""
     return clips.save_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="session")
+def adapter(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an adapter for `tiny_pipeline` that changes its clips visibly."""
+    folder = tmp_path_factory.mktemp("adapter") / "adapter"
+    denoiser = add_lora(load_model(tiny_pipeline, parts=("denoiser",)).denoiser, Lora(), seed=0)
+    torch.manual_seed(0)
+    for weight in lora_parameters(denoiser).values():
+        torch.nn.init.normal_(weight, std=0.3)
+    save_adapter(denoiser, folder)
+    return folder

@@ -76,15 +76,19 @@ def read_clip(path: str | Path, frames: int, fps: float, height: int, width: int
 def write_clip(path: str | Path, frames: npt.NDArray[np.uint8], fps: float = 8, crf: int = 17) -> None:
     """Write RGB pixels [F, H, W, 3], 0..255, as H.264 yuv420p mp4 (the reference's output), atomically.
 
+    The same pixels give the same bytes.
+
     Raises:
         ValueError: H or W is odd, which yuv420p can't hold.
     """
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"{path}: yuv420p needs an even height and width, got {height} x {width}")
+    # No B-frames: on frames of 64 pixels x264's search for them depends on what memory held before.
+    options = {"crf": str(crf), "x264-params": "bframes=0"}
     video = io.BytesIO()
     with av.open(video, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for pixels in frames:

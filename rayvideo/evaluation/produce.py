@@ -1,26 +1,19 @@
-"""Clips of a list of captions, over Ray actors, into a folder of video files."""
+"""A list of captions to a folder of clips: what is to be made, what is there already, what became of the rest."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
-
-import ray
-import torch
 
 from rayvideo.data.manifest import BadRow, scan_captions
 from rayvideo.data.storage import join, write_bytes
-from rayvideo.data.video import write_clip
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.clipfolder import ADAPTER_FILES, Index, Row, clip_file, digest, settings
 from rayvideo.evaluation.folder import is_file
-from rayvideo.evaluation.generate import generate_clips, to_pixels
-from rayvideo.evaluation.workers import Actors, batched, load_generator
-from rayvideo.models import VideoModel, load_model
+from rayvideo.evaluation.writers import Writers
+from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
 from rayvideo.tracking import versions
@@ -90,7 +83,10 @@ def produce(wanted: Order, out: str) -> dict[str, Any]:
     failed: list[Row] = []
     try:
         if missing:
-            with Writers(wanted, out) as writers, progress("generating", len(missing)) as bar:
+            with (
+                Writers(wanted.recipe, wanted.adapter, wanted.merge, out) as writers,
+                progress("generating", len(missing)) as bar,
+            ):
                 for rows in writers.write(missing):
                     index.add(rows)
                     failed += [row for row in rows if row.status == "failed"]
@@ -114,66 +110,3 @@ def produce(wanted: Order, out: str) -> dict[str, Any]:
     }
     write_bytes(join(out, "summary.json"), json.dumps(summary, indent=2).encode())
     return summary
-
-
-class ClipWriter:
-    """Holds the model, with the adapter on it or in it, and writes clips."""
-
-    def __init__(self, recipe: Recipe, adapter: str | None, merge: bool, out: str) -> None:
-        self._recipe = recipe
-        self._adapter = adapter
-        self._merge = merge
-        self._out = out
-
-    def write(self, rows: Sequence[Row]) -> list[Row]:
-        """Make and write the clips of these rows, all of one number of steps, and say what became of each."""
-        options, data = self._recipe.evaluation, self._recipe.data
-        clips = generate_clips(
-            self._model,
-            [row.caption for row in rows],
-            [row.seed or 0 for row in rows],
-            steps=rows[0].steps or 0,
-            guidance=options.guidance,
-            frames=data.frames,
-            height=data.height,
-            width=data.width,
-            batch_size=options.batch_size,
-            fixed_batch=True,
-        )
-        written = []
-        for row, clip in zip(rows, clips, strict=True):
-            if torch.isfinite(clip).all():
-                write_clip(join(self._out, str(row.file)), to_pixels(clip), fps=data.fps)
-                written.append(row)
-            else:
-                written.append(row._replace(status="failed", reason="the model gave numbers that are not finite"))
-        return written
-
-    @cached_property
-    def _model(self) -> VideoModel:
-        model = load_generator(self._recipe, self._adapter)
-        if self._merge:
-            model.denoiser = model.denoiser.merge_and_unload()
-        return model
-
-
-# Restarted and called again when its process dies: the same rows give the same files. Not a decorator, see ClipActor.
-ClipWriterActor = ray.remote(max_restarts=-1, max_task_retries=2)(ClipWriter)
-
-
-class Writers(Actors):
-    """The actors of one call."""
-
-    def __init__(self, wanted: Order, out: str) -> None:
-        super().__init__(ClipWriterActor, wanted.recipe, wanted.adapter, wanted.merge, out)
-        self._batch_size = wanted.recipe.evaluation.batch_size
-        self._steps = wanted.recipe.evaluation.steps
-
-    def write(self, rows: Sequence[Row]) -> Any:
-        """What became of the rows, batch by batch as they are done."""
-        batches = [
-            batch
-            for steps in self._steps
-            for batch in batched([row for row in rows if row.steps == steps], self._batch_size)
-        ]
-        return self.spread(lambda actor, batch: actor.write.remote(batch), batches, ordered=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,9 +23,7 @@ from typing_extensions import Self
 from rayvideo.data.video import read_clip
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import Comparison, check, evaluate
-from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.tracking import create_run
 
@@ -56,18 +55,6 @@ class Means(nn.Module):
         return nn.functional.adaptive_avg_pool2d(frames, 2).flatten(1)
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes the clips visibly."""
-    folder = tmp_path_factory.mktemp("adapter") / "adapter"
-    denoiser = add_lora(load_model(tiny_pipeline, parts=("denoiser",)).denoiser, Lora(), seed=0)
-    torch.manual_seed(0)
-    for weight in lora_parameters(denoiser).values():
-        nn.init.normal_(weight, std=0.3)
-    save_adapter(denoiser, folder)
-    return folder
-
-
 @pytest.fixture
 def tree(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "in.txt").write_text("a|||red <b>cat</b> & dog|||16\nb|||blue bird|||16\nc|||green cow|||16\n")
@@ -94,7 +81,7 @@ def changed(tree: dict[str, Any], **evaluation: Any) -> Recipe:
 
 
 def scores(comparison: Comparison, metric: str) -> dict[tuple[Any, ...], float]:
-    return {(r["set"], r["variant"], r["caption"], r["seed"]): r[metric] for r in comparison.rows}
+    return {(r["set"], r["variant"], r["caption"], r["seed"]): r[metric] for r in comparison.chains[0].rows}
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -118,10 +105,12 @@ def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
         assert len(found) == (3 + 1) * 2
         assert scores(base, metric) == pytest.approx(found, abs=1e-4), metric
     assert set(scores(both, "names").values()) <= {0.0, 0.25, 0.5, 0.75, 1.0}
-    before, after = both.sets["in"]["base"], both.sets["in"]["tuned"]
+    before, after = both.chains[0].sets["in"]["base"], both.chains[0].sets["in"]["tuned"]
     assert before["judge"]["n"] == 6
     assert before["judge"]["mean"] != pytest.approx(after["judge"]["mean"], abs=1e-3)
-    assert base.sets["new"]["base"]["kid"] == pytest.approx(both.sets["new"]["base"]["kid"], abs=1e-3)
+    assert base.chains[0].sets["new"]["base"]["kid"] == pytest.approx(
+        both.chains[0].sets["new"]["base"]["kid"], abs=1e-3
+    )
     assert before["kid"]["mean"] != pytest.approx(after["kid"]["mean"], abs=1e-3)
     assert both.unreadable == 1
     assert both.reference["motion"]["n"] == both.reference["names"]["n"] == len(listed)
@@ -141,15 +130,20 @@ def test_the_job_fills_the_run_folder_and_the_run(
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(yaml.safe_dump(tree))
     run = tmp_path / "runs" / "first"
-    adapter.rename(tmp_path / "moved")
-    run.mkdir(parents=True)
-    (tmp_path / "moved").rename(run / "adapter")
+    shutil.copytree(adapter, run / "adapter")
     ref = create_run(parse_recipe(tree), run)
     (run / "summary.json").write_text(json.dumps({"steps": 3, "lr": 1e-5, "mlflow": ref.shareable()}))
     lines = [json.dumps({"step": step, "reward": step / 7, "score/judge": 0.2 + step / 10}) for step in range(4)]
     (run / "metrics.jsonl").write_text("\n".join(lines))
 
-    command = [sys.executable, "jobs/evaluate.py", "--recipe", str(recipe_file), "tracking.run_name=first"]
+    command = [
+        sys.executable,
+        "jobs/evaluate.py",
+        "--recipe",
+        str(recipe_file),
+        "tracking.run_name=first",
+        "evaluation.steps=[2,1]",
+    ]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
@@ -163,11 +157,14 @@ def test_the_job_fills_the_run_folder_and_the_run(
     for variant in ("base", "tuned"):
         assert {"mean", "std", "n"} == set(summary["sets"]["in"][variant]["held_out"])
     base, tuned = (summary["sets"]["in"][variant]["judge"] for variant in ("base", "tuned"))
+    assert summary["by_steps"]["2"]["sets"] == summary["sets"]
+    assert summary["by_steps"]["1"]["sets"]["in"]["tuned"]["judge"]["mean"] != pytest.approx(tuned["mean"], abs=1e-4)
     gain = (tuned["mean"] - base["mean"]) / base["std"]
     assert summary["gain_in_base_std"]["in"]["judge"] == pytest.approx(gain)
 
     rows = pq.read_table(run / "clips.parquet").to_pylist()
-    assert len(rows) == 2 * (3 + 1) * 2
+    assert len(rows) == 2 * 2 * (3 + 1) * 2
+    assert [row["steps"] for row in rows] == [2] * 16 + [1] * 16
     shown = [row for row in rows if row["file"]]
     assert len(shown) == 2 * (2 + 1)
     assert read_clip(run / shown[0]["file"], 8, 8, 64, 64).shape == (8, 64, 64, 3)
@@ -180,6 +177,7 @@ def test_the_job_fills_the_run_folder_and_the_run(
     assert len(client.search_runs([ref.experiment_id])) == 1
     logged = client.get_run(ref.run_id)
     assert logged.data.metrics["eval/in/judge.tuned"] == pytest.approx(tuned["mean"])
+    assert "eval-1-steps/in/judge.tuned" in logged.data.metrics
     assert client.get_metric_history(ref.run_id, "eval/in/judge.base")[0].step == 3
     assert "report/index.html" in [file.path for file in client.list_artifacts(ref.run_id, "report")]
     strips = [file.path for file in client.list_artifacts(ref.run_id, "images") if file.path.endswith(".png")]

@@ -207,3 +207,15 @@ def test_a_damaged_clip_is_refused(tmp_path, damage):
     path.write_bytes(content[:third] + (b"" if damage == "cut off" else bytes(third) + content[2 * third :]))
     with pytest.raises(ClipError):
         read_clip(path, 16, 8, 64, 64)
+
+
+def test_the_same_pixels_give_the_same_bytes(tmp_path):
+    numbers = np.random.default_rng(0)
+    noisy = np.clip(ball(3, 16).astype(int) + numbers.integers(-12, 12, (16, 64, 64, 3)), 0, 255).astype(np.uint8)
+    files = set()
+    for _ in range(4):
+        blocks = [np.full(int(size), 7, np.uint8) for size in numbers.integers(1000, 400_000, 200)]
+        del blocks  # leaves other content in the memory that the encoder gets
+        write_clip(tmp_path / "clip.mp4", noisy)
+        files.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(files) == 1

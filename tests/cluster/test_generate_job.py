@@ -1,0 +1,72 @@
+"""The job that makes clips of a list: killed, resumed, on one worker or two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+
+from rayvideo.evaluation.produce import order
+from rayvideo.evaluation.writers import ClipWriter
+from rayvideo.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+CAPTIONS = [f"{colour} cat {n} 🐈/.." for n in range(12) for colour in ("red", "blue")]
+
+
+def finished(out: Path) -> list[str]:
+    """Files that the index calls done."""
+    file = out / "index.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [row["file"] for row in rows if row["status"] == "done"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_killed_and_resumed_it_makes_the_clips_of_one_process(
+    tiny_pipeline: Path, adapter: Path, tmp_path: Path
+) -> None:
+    recipe_file, captions, out = tmp_path / "recipe.yaml", tmp_path / "list.txt", tmp_path / "out"
+    tree = {
+        "model": {"path": str(tiny_pipeline)},
+        "data": {"manifest": "unused", "frames": 4, "height": 64, "width": 64},
+        "reward": {"judges": [{"name": "judge"}]},
+        "evaluation": {"steps": 2, "batch_size": 2, "workers": 2, "cpus_per_worker": 0.5},
+    }
+    recipe_file.write_text(yaml.safe_dump(tree))
+    captions.write_text("\r\n".join(["no separators", *(f"{n}|||{text}|||16" for n, text in enumerate(CAPTIONS))]))
+    command = [sys.executable, "jobs/generate.py", "--recipe", str(recipe_file), "--captions", str(captions)]
+    command += ["--adapter", str(adapter), "--out", str(out)]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as job:
+        while not finished(out) and job.poll() is None:
+            time.sleep(0.02)
+        job.send_signal(signal.SIGKILL)
+    before = finished(out)
+    assert 0 < len(before) < len(CAPTIONS)
+    made = {file: (out / file).stat().st_mtime_ns for file in before}
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert "rejected: " in done.stdout
+    assert f"24 clips ({24 - len(before)} new) of 24 captions" in done.stdout
+    assert "1 entries rejected, 0 repeated, 0 clips failed" in done.stdout
+    assert {file: (out / file).stat().st_mtime_ns for file in before} == made
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["finished"], summary["clips"], summary["rejected"]) == (True, 24, 1)
+    assert not [file.name for file in (out / "clips").iterdir() if file.name.startswith("_")]
+
+    wanted = order(load_recipe(recipe_file), str(captions), str(adapter))
+    assert sorted(finished(out)) == sorted(str(row.file) for row in wanted.rows)
+    writer = ClipWriter(wanted.recipe, wanted.adapter, wanted.merge, str(tmp_path / "alone"))
+    for pair in (wanted.rows[::23], wanted.rows[5:6]):  # other company than in the job
+        for row in writer.write(pair):
+            assert (tmp_path / "alone" / str(row.file)).read_bytes() == (out / str(row.file)).read_bytes()
