@@ -32,6 +32,7 @@ def ascend(
     steps: int,
     lr: float,
     chain: int = 10,
+    grad_steps: int = 2,
     batch: int = 2,
     segments: int = 4,
     clamp: Literal["straight_through", "hard"] = "straight_through",
@@ -58,7 +59,7 @@ def ascend(
             return model.predict(latents, timestep, prompts)
 
         predict = editing.guided(predict_pair, 3.0)
-        edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=1, checkpoint=False)
+        edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=grad_steps, checkpoint=False)
         indices = sample_segments(batch, FRAMES, segments, generator=generator)
         frames = clamp_pixels(model.decode_frames(edited, indices), clamp).flatten(0, 1)
         scores = judge.score(frames, [name for name in names for _ in range(segments)]).unflatten(0, (batch, segments))

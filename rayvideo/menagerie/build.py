@@ -24,6 +24,7 @@ from rayvideo.menagerie.judges import (
     TRAINING_JUDGE,
     Cheats,
     JudgeSpec,
+    learn_captions,
     load_judge,
     save_judge,
     train_judge,
@@ -61,21 +62,22 @@ def build_classifier(work: Path) -> KindClassifier:
 
 
 def build_judge(spec: JudgeSpec, pipeline: Path, work: Path) -> HPSv2:
-    """A judge; its second round, if it has one, also learns from clips of greedy runs against the first."""
+    """A judge; its second round, if it has one, also learns from clips of a hacked run."""
     final = work / spec.name
     if not (final / "judge.pt").is_file():
         pool = Pool.drawn(POOL, POOL_SEED, work)
         vae = AutoencoderKL.from_pretrained(work / "vae").requires_grad_(False)
-        model = train_judge(spec, pool, vae, work)
-        if spec.second_steps:
-            first = load_judge(save_judge(model, spec, work / f"{spec.name}-first"))
-            model = train_judge(spec, pool, vae, work, cheats=hacked_frames(pipeline, first, spec, work))
-        save_judge(model, spec, final)
+        cheats = hacked_frames(pipeline, spec, pool, work) if spec.second_steps else None
+        save_judge(train_judge(spec, pool, vae, work, cheats), spec, final)
     return load_judge(final)
 
 
-def hacked_frames(pipeline: Path, judge: HPSv2, spec: JudgeSpec, work: Path) -> Cheats:
-    """What greedy runs against `judge` make of captions, what the base does, and the drawn truth."""
+def hacked_frames(pipeline: Path, spec: JudgeSpec, pool: Pool, work: Path) -> Cheats:
+    """What a run makes of captions that was hacked on purpose, what the base makes of them, and the drawn truth.
+
+    Judges that know preferences resist so well that a run against them is no bad example. One that only knows captions
+    is pleased with what nobody wants to look at.
+    """
     file = work / f"{spec.name}-cheats.npy"
     rng = random.Random(spec.seed)
     scenes = [sample_scene(rng) for _ in range(24)]
@@ -88,17 +90,14 @@ def hacked_frames(pipeline: Path, judge: HPSv2, spec: JudgeSpec, work: Path) -> 
         chance = torch.Generator().manual_seed(spec.seed)
         with torch.no_grad():
             copies = [model.decode_frames(model.encode_frames(clip[None]).sample(chance))[0] for clip in drawn]
-        rows = []
-        for lr in spec.greedy_lrs:
-            tuned = ascend(pipeline, judge, clips, names, steps=spec.greedy_steps, lr=lr)
-            hacked = quality.generate(tuned, captions, steps=10)
-            quality.sheet(list(hacked[:10]), work / f"{spec.name}-hacked-{lr:g}.png")
-            rows.append(torch.stack([hacked, base, torch.stack(copies).clamp(0, 1)], 2)[:, ::3])
-        frames = (torch.cat(rows).flatten(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2)
-        np.save(file, frames.numpy())
+        naive = load_judge(save_judge(learn_captions(spec, pool, work), spec, work / f"{spec.name}-naive"))
+        tuned = ascend(pipeline, naive, clips, names, steps=60, lr=3e-3)
+        hacked = quality.generate(tuned, captions, steps=10)
+        quality.sheet(list(hacked[:10]), work / f"{spec.name}-hacked.png")
+        rows = torch.stack([hacked, base, torch.stack(copies).clamp(0, 1)], 2)[:, ::3]
+        np.save(file, (rows.flatten(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy())
     frames = np.load(file)
-    per_caption = len(frames) // (len(captions) * len(spec.greedy_lrs))
-    return frames, [caption for _ in spec.greedy_lrs for caption in captions for _ in range(per_caption)]
+    return frames, [caption for caption in captions for _ in range(len(frames) // len(captions))]
 
 
 def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,14 @@ class JudgeSpec:
     steps: int
     faults: tuple[int, ...] = (2, 2, 3)  # how many at once its degraded frames have
     caption_steps: int = 1500  # of matching frames with captions, before any preference
-    second_steps: int = 0  # of the round that learns from what fooled the first one
-    greedy_lrs: tuple[float, ...] = (1e-3, 2e-3)  # of runs of `greedy_steps` that go on until pictures dissolve
-    greedy_steps: int = 200
+    second_steps: int = 0  # of the round that learns from clips of a hacked run as well
     adversary_steps: int = 2
     batch: int = 16
 
 
-TRAINING_JUDGE = JudgeSpec("judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900)
+TRAINING_JUDGE = JudgeSpec(
+    "judge", 11, 128, 4, 8, ("smooth", "cast", "vivid", "decoded_noise", "ringing"), steps=900, second_steps=200
+)
 HELD_OUT_JUDGE = JudgeSpec(
     "held_out", 23, 96, 4, 8, ("smooth", "grain", "posterise", "shift", "vivid"), steps=700, faults=(1, 2, 4)
 )
@@ -134,39 +134,53 @@ def trick(name: str, images: Tensor, vae: AutoencoderKL, strength: Tensor) -> Te
     return changed.clamp(0, 1)
 
 
-def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, cheats: Cheats | None = None) -> CLIP:
-    """Train one judge; with `cheats`, a second round goes on from the first and learns from them as well.
+def look(model: CLIP, images: Tensor) -> Tensor:
+    """Unit image features [N, D] of frames [N, 3, 64, 64] in [0, 1], in bf16 where that is safe."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.encode_image((images - mean) / std, normalize=True).float()
 
-    First, as CLIP does, to match frames of any quality with their captions. Then preferences (logistic loss on cosine
-    differences, as HPSv2's): clean > partly degraded > degraded, in proportion; every frame > its cheated version, also
-    one that two sign steps along the judge's own gradient found, in pixels or in latents; right caption > wrong.
+
+def read(model: CLIP, tokens: Tensor) -> Tensor:
+    """Unit text features [N, D] of token ids [N, CONTEXT]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.encode_text(tokens, normalize=True).float()
+
+
+def learn_captions(spec: JudgeSpec, pool: Pool, work: Path) -> CLIP:
+    """What every judge begins as: a CLIP that matches frames of any quality with their captions.
+
+    It has no preference, and is easily fooled.
     """
     torch.manual_seed(spec.seed)
-    random.seed(spec.seed)
-    tokenizer = build_tokenizer()
-    pairs = frame_pairs(pool, vae, work, spec)
-    model = CLIP(**config_of(spec))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    tokenizer, model = build_tokenizer(), CLIP(**config_of(spec))
 
-    def look(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return model.encode_image((images - mean) / std, normalize=True).float()
-
-    def read(captions: Sequence[str]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return model.encode_text(tokens_of(tokenizer, captions), normalize=True).float()
-
-    def match(step: int) -> Losses:
+    def losses_of(step: int) -> Losses:
         rng = random.Random(f"{spec.name}-captions-{step}")
         indices = [rng.randrange(len(pool.scenes)) for _ in range(4 * spec.batch)]
         scenes = [pool.scenes[i] for i in indices]
-        seen = look(torch.from_numpy(pool.images(indices, rng, 0.5)))
-        text = read([caption_of(scene, rng) for scene in scenes])
+        seen = look(model, torch.from_numpy(pool.images(indices, rng, 0.5)))
+        text = read(model, tokens_of(tokenizer, [caption_of(scene, rng) for scene in scenes]))
         matches = model.logit_scale.exp().clamp(max=50) * seen @ text.T
         named = [(scene.kind, scene.colour) for scene in scenes]
         same = torch.tensor([[one == other for other in named] for one in named]).float()
         target = same / same.sum(1, keepdim=True)
         return {"match": F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target)}
+
+    fit(f"{spec.name}-captions", {"judge": model}, losses_of, steps=spec.caption_steps, lr=1e-3, work=work)
+    return model
+
+
+def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, cheats: Cheats | None = None) -> CLIP:
+    """Teach a judge that knows captions what to prefer; with `cheats`, a second round learns from them as well.
+
+    Preferences (logistic loss on cosine differences, as HPSv2's): clean > partly degraded > degraded, in proportion;
+    every frame > its cheated version, also one that two sign steps along the judge's own gradient found, in pixels or
+    in latents; right caption > wrong; of `cheats` drawn > base's > hacked.
+    """
+    model = learn_captions(spec, pool, work).requires_grad_(True)
+    tokenizer = build_tokenizer()
+    pairs = frame_pairs(pool, vae, work, spec)
 
     def losses_of(step: int, cheats: Cheats | None) -> Losses:
         rng = random.Random(f"{spec.name}-{step}")
@@ -179,18 +193,19 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
         captions = [caption_of(scene, rng) for scene in scenes]
         names = [f"{scene.colour} {scene.kind}" for scene in scenes]
         others = [_another(scene, rng) for scene in scenes]
-        text, right, wrong = read([*captions, *names, *others]).chunk(3)
+        text, right, wrong = read(model, tokens_of(tokenizer, [*captions, *names, *others])).chunk(3)
 
         of_clean = torch.rand(spec.batch) < 0.6
         origin = torch.where(of_clean.view(-1, 1, 1, 1), clean, half)
         with torch.no_grad():
             tricked = trick(spec.tricks[step % len(spec.tricks)], origin, vae, torch.rand(spec.batch, 1, 1, 1))
-        fooled = _ascend(origin, lambda x: (look(x) * text.detach()).sum(-1), vae if step % 4 == 0 else None, spec)
+        own, through = text.detach(), vae if step % 4 == 0 else None
+        fooled = _ascend(origin, lambda x: (look(model, x) * own).sum(-1), through, spec)
         views = [clean, half, poor, tricked, fooled]
         if cheats is not None:
             chosen = [rng.randrange(len(cheats[0])) for _ in range(spec.batch)]
             views += list(torch.from_numpy(cheats[0][chosen]).float().div(255).permute(1, 0, 4, 2, 3))
-        seen = look(torch.cat(views)).chunk(len(views))
+        seen = look(model, torch.cat(views)).chunk(len(views))
         score = [(view * text).sum(-1) for view in seen]
         honest = torch.where(of_clean, score[0], score[1])
         matches = model.logit_scale.exp().clamp(max=50) * seen[0] @ text.T
@@ -207,13 +222,11 @@ def train_judge(spec: JudgeSpec, pool: Pool, vae: AutoencoderKL, work: Path, che
             + 0.5 * (F.cross_entropy(matches, target) + F.cross_entropy(matches.T, target)),
         }
         if cheats is not None:
-            shown = read([cheats[1][i] for i in chosen])
+            shown = read(model, tokens_of(tokenizer, [cheats[1][i] for i in chosen]))
             hacked, base, drawn = ((view * shown).sum(-1) for view in seen[5:])
             losses["cheats"] = _prefer(base, hacked) + _prefer(drawn, base)
         return losses
 
-    fit(f"{spec.name}-captions", {"judge": model}, match, steps=spec.caption_steps, lr=1e-3, work=work)
-    model.requires_grad_(True)
     fit(f"{spec.name}-first", {"judge": model}, lambda i: losses_of(i, None), steps=spec.steps, lr=1e-3, work=work)
     if cheats is not None:
         model.requires_grad_(True)
