@@ -274,7 +274,7 @@ def _row(where: str, record: dict[str, object], first: str) -> _Row:
         if not (value is None or (isinstance(value, str) and _is_text(value))):
             return _Row(where, None, None, BadRow(ascii(value), f"{where}: {value!r} is not text"))
         values.append(value.strip() if isinstance(value, str) else None)
-    return _Row(where, *values)
+    return _Row(where, values[0], values[1])
 
 
 def _is_text(value: str) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.storage import join
@@ -135,18 +136,14 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
                 for steps in lengths:
                     rows: list[dict[str, Any]] = []
                     features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
-                    for batch, clips in workers.generate(everything, steps):
-                        for variant, made in clips.items():
-                            files = {}
-                            if steps == lengths[0]:
-                                files = _keep(previews, batch, variant, made.pixels, folder, recipe.data.fps)
-                            scored = _score(recipe, pool, made, [prompt.caption for prompt in batch])
-                            for i, prompt in enumerate(batch):
-                                key = {**prompt._asdict(), "steps": steps, "variant": variant}
-                                rows.append({**key, "file": files.get(prompt), **scored[i]})
-                                if made.features is not None:
-                                    features[prompt.set, variant].append(made.features[i])
-                        bar.update(len(batch))
+                    for clip in _judged(recipe, workers, pool, everything, steps, bar):
+                        prompt, variant, file = clip.prompt, clip.variant, None
+                        if steps == lengths[0] and prompt in previews:
+                            file = _keep(previews[prompt], variant, clip.pixels, folder, recipe.data.fps)
+                        key = {**prompt._asdict(), "steps": steps, "variant": variant, "file": file}
+                        rows.append({**key, **clip.figures})
+                        if clip.features is not None:
+                            features[prompt.set, variant].append(clip.features)
                     chains.append(Chain(steps, rows, _summed_up(rows, features, real_features, recipe.seed)))
     finally:
         pool.close()
@@ -154,6 +151,27 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     seconds = time.monotonic() - started
     shown_clips = list(previews.values())
     return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds)
+
+
+class _Clip(NamedTuple):
+    prompt: Prompt
+    variant: Variant
+    pixels: npt.NDArray[np.uint8]
+    figures: dict[str, float]
+    features: Tensor | None
+
+
+def _judged(
+    recipe: Recipe, workers: Workers, pool: RewardPool, prompts: Sequence[Prompt], steps: int, bar: tqdm
+) -> Iterator[_Clip]:
+    """The clips of every prompt, with their scores and measures."""
+    for batch, clips in workers.generate(prompts, steps):
+        for variant, made in clips.items():
+            figures = _score(recipe, pool, made, [prompt.caption for prompt in batch])
+            for i, prompt in enumerate(batch):
+                features = None if made.features is None else made.features[i]
+                yield _Clip(prompt, variant, made.pixels[i], figures[i], features)
+        bar.update(len(batch))
 
 
 def _summed_up(
@@ -218,20 +236,9 @@ def _spread_of(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "std": deviation, "n": len(values)}
 
 
-def _keep(
-    previews: Mapping[Prompt, Preview],
-    batch: Sequence[Prompt],
-    variant: Variant,
-    pixels: npt.NDArray[np.uint8],
-    folder: Path,
-    fps: float,
-) -> dict[Prompt, str]:
-    """Write the clips [N, F, H, W, 3] that are looked at, and return their files."""
-    files = {}
-    for prompt, clip in zip(batch, pixels, strict=True):
-        if prompt in previews:
-            preview = previews[prompt]
-            preview.pixels[variant] = clip
-            files[prompt] = preview.files[variant] = f"report/clips/{preview.name}-{variant}.mp4"
-            write_clip(folder / files[prompt], clip, fps)
-    return files
+def _keep(preview: Preview, variant: Variant, pixels: npt.NDArray[np.uint8], folder: Path, fps: float) -> str:
+    """Write a clip that people look at, and return its file."""
+    preview.pixels[variant] = pixels
+    preview.files[variant] = file = f"report/clips/{preview.name}-{variant}.mp4"
+    write_clip(folder / file, pixels, fps)
+    return file
