@@ -216,11 +216,19 @@ class Training(Section):
 
 
 class Features(Section):
-    """A frozen feature extractor and the clips it compares with (KID)."""
+    """A frozen feature extractor and the real clips it compares with (KID)."""
 
     type: str = Field(description="'module:Class' with .load(checkpoint) and .features(frames) -> [N, D].")
     checkpoint: str | None = Field(None, description="Its weights.")
-    reference: str = Field(description="Manifest of the clips that generated ones are compared with.")
+    reference: str | dict[str, str] = Field(
+        description="Manifest of the clips that generated ones are compared with, or caption set -> manifest: clips "
+        "of other subjects are far away however good they are."
+    )
+
+    def manifests(self, sets: Iterable[str]) -> dict[str, str | None]:
+        """Caption set -> the manifest of its real clips, None where `reference` leaves it out."""
+        reference = self.reference
+        return {name: reference if isinstance(reference, str) else reference.get(name) for name in sets}
 
 
 class Evaluation(Section):

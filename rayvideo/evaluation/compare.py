@@ -107,8 +107,14 @@ def check(recipe: Recipe, adapter: str | None) -> None:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")
     if adapter is not None and not is_file(join(adapter, "adapter_config.json")):
         raise EvaluationError(f"{adapter} holds no adapter_config.json; train an adapter or name its folder")
-    if recipe.evaluation.features:
-        read_manifest(recipe.evaluation.features.reference)
+    for name, manifest in _references(recipe).items():
+        if manifest is None:
+            raise EvaluationError(f"evaluation.features.reference lacks a manifest for the caption set {name!r}")
+        if min(len(read_manifest(manifest)), sum(prompt.set == name for prompt in prompts(recipe))) < 2:
+            raise EvaluationError(
+                f"caption set {name!r}: KID compares at least two clips with two real ones; give the set more captions "
+                "or seeds and its reference more clips, or leave evaluation.features out"
+            )
 
 
 def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
@@ -177,41 +183,53 @@ def _judged(
 def _summed_up(
     rows: Sequence[dict[str, Any]],
     features: Mapping[tuple[str, Variant], list[Tensor]],
-    real_features: list[Tensor],
+    real_features: Mapping[str, list[Tensor]],
     seed: int,
 ) -> dict[str, dict[Variant, Figures]]:
     sets: dict[str, dict[Variant, Figures]] = defaultdict(dict)
     for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
         sets[name][variant] = _figures(row for row in rows if (row["set"], row["variant"]) == (name, variant))
         if real_features:
-            draws = kid(torch.cat(features[name, variant]), torch.cat(real_features), seed=seed)
+            draws = kid(_by_clip(features[name, variant]), _by_clip(real_features[name]), seed=seed)
             sets[name][variant]["kid"] = _spread_of(draws.tolist())
     return dict(sets)
 
 
+def _by_clip(features: Sequence[Tensor]) -> Tensor:
+    """One row a clip, [N, D], of each one's features [S, D]: frames of one clip are no independent samples."""
+    return torch.stack([frames.mean(0) for frames in features])
+
+
+def _references(recipe: Recipe) -> dict[str, str | None]:
+    options = recipe.evaluation
+    return options.features.manifests(options.sets) if options.features else {}
+
+
 def _read_reference(
     recipe: Recipe, workers: Workers, pool: RewardPool
-) -> tuple[list[dict[str, Any]], list[Tensor], int]:
-    """Scores and measures of each real clip, their features, and how many clips could not be read."""
-    options = recipe.evaluation.features
-    if options is None:
-        return [], [], 0
-    entries = read_manifest(options.reference)
+) -> tuple[list[dict[str, Any]], dict[str, list[Tensor]], int]:
+    """Scores and measures of each real clip, the features of each caption set's, and how many can't be read."""
     rows: list[dict[str, Any]] = []
-    features: list[Tensor] = []
-    with progress("reading reference clips", len(entries)) as bar:
-        for good, clips in workers.read(entries):
-            if clips is not None and clips.features is not None:
-                rows += _score(recipe, pool, clips, [entry["caption"] for entry in good])
-                features += clips.features
-            bar.update(len(good))
-    bad = len(entries) - len(rows)
-    if bad > recipe.data.max_bad_fraction * len(entries):
-        raise EvaluationError(
-            f"evaluation.features.reference {options.reference}: {bad} of {len(entries)} clips can't be read, "
-            f"more than data.max_bad_fraction {recipe.data.max_bad_fraction:g}"
-        )
-    return rows, features, bad
+    manifests = _references(recipe)
+    if not manifests:
+        return [], {}, 0
+    entries = {manifest: read_manifest(manifest) for manifest in dict.fromkeys(manifests.values()) if manifest}
+    found: dict[str, list[Tensor]] = {manifest: [] for manifest in entries}
+    with progress("reading reference clips", sum(map(len, entries.values()))) as bar:
+        for manifest, listed in entries.items():
+            for good, clips in workers.read(listed):
+                if clips is not None and clips.features is not None:
+                    rows += _score(recipe, pool, clips, [entry["caption"] for entry in good])
+                    found[manifest] += clips.features
+                bar.update(len(good))
+            bad = len(listed) - len(found[manifest])
+            if bad > recipe.data.max_bad_fraction * len(listed):
+                raise EvaluationError(
+                    f"evaluation.features.reference {manifest}: {bad} of {len(listed)} clips can't be read, "
+                    f"more than data.max_bad_fraction {recipe.data.max_bad_fraction:g}"
+                )
+    features = {name: found[manifest] for name, manifest in manifests.items() if manifest}
+    return rows, features, sum(map(len, entries.values())) - len(rows)
 
 
 def _score(recipe: Recipe, pool: RewardPool, clips: Clips, captions: Sequence[str]) -> list[dict[str, float]]:

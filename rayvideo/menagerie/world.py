@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,6 +109,20 @@ def evaluation_captions() -> dict[str, list[str]]:
                 scene = Scene(kind, list(COLOURS)[turn % len(COLOURS)], "sand", action, 0)
                 sets[name].append(_sentence(scene, scene.colour) if name == "non" else f"{kind} {scene.verb}")
     return sets
+
+
+def scene_of(caption: str, rng: random.Random) -> Scene:
+    """A scene that a caption of this world describes; what the caption leaves open is drawn."""
+    words = caption.lower().replace(".", " ").split()
+    doing = {**{action: action for action in ACTIONS}, **{verb: action for action, verb in _THINGS_DO.items()}}
+
+    def named(what: Iterable[str]) -> str:
+        what = tuple(what)
+        return next((word for word in words if word in what), None) or rng.choice(what)
+
+    kind, colour, place = named(KINDS), named(COLOURS), named(PLACES)
+    verb = named(_THINGS_DO.values() if kind in NON_ANIMALS else ACTIONS)
+    return Scene(kind, colour, place, doing[verb], rng.getrandbits(32))
 
 
 def kind_in(caption: str) -> str | None:

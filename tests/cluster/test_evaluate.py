@@ -94,7 +94,10 @@ def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
     names = {"name": "names", "type": f"{__name__}:Names"}
     measured = {
         "judges": [*tree["evaluation"]["judges"], names],
-        "features": {"type": f"{__name__}:Means", "reference": str(tmp_path / "reference.txt")},
+        "features": {
+            "type": f"{__name__}:Means",
+            "reference": dict.fromkeys(("in", "new"), str(tmp_path / "reference.txt")),
+        },
     }
     both = evaluate(changed(tree, **measured, batch_size=5), str(adapter), tmp_path / "both")
     base = evaluate(changed(tree, **measured, batch_size=2, workers=2, cpus_per_worker=0.5), None, tmp_path / "base")
@@ -114,6 +117,14 @@ def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
     assert before["kid"]["mean"] != pytest.approx(after["kid"]["mean"], abs=1e-3)
     assert both.unreadable == 1
     assert both.reference["motion"]["n"] == both.reference["names"]["n"] == len(listed)
+
+
+def test_sets_without_enough_clips_or_real_clips_are_refused(tree: dict[str, Any], tiny_clips: Path) -> None:
+    kind = {"type": f"{__name__}:Means"}
+    with pytest.raises(EvaluationError, match=r"features\.reference lacks a manifest for the caption set 'new'"):
+        check(changed(tree, features={**kind, "reference": {"in": str(tiny_clips / "list.txt")}}), None)
+    with pytest.raises(EvaluationError, match="caption set 'new': KID compares at least two clips"):
+        check(changed(tree, features={**kind, "reference": str(tiny_clips / "list.txt")}, seeds=[0]), None)
 
 
 @pytest.mark.usefixtures("ray_cluster")

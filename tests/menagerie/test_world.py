@@ -115,11 +115,27 @@ def test_the_committed_caption_files_are_those_of_the_world() -> None:
 
 
 def test_clips_go_through_the_same_door_as_anybodys(tmp_path) -> None:
-    listing = clips.write_clips(tmp_path / "train", count=4, seed=3, degraded=0.0)
+    scenes = clips.training_scenes(4, seed=3)
+    listing = clips.write_clips(tmp_path / "train", scenes)
     rows = read_manifest(listing)
     assert len(rows) == 4
-    rng = random.Random(3)
-    shown = world.sample_scene(rng, world.IN_DOMAIN)
+    shown, caption = scenes[0]
     frames = read_clip(rows[0]["video"], frames=16, fps=8, height=64, width=64)
     assert np.abs(frames / 255 - world.draw(shown)).mean() < 0.03
-    assert rows[0]["caption"] == world.caption_of(shown, rng)
+    assert rows[0]["caption"] == caption
+    assert {scene.kind for scene, _ in scenes} <= set(world.IN_DOMAIN)
+
+
+def test_a_caption_is_drawn_as_it_says_and_freely_where_it_says_nothing() -> None:
+    rng = random.Random(1)
+    for _ in range(200):
+        told = world.sample_scene(rng)
+        caption = world.caption_of(told, rng)
+        shown = world.scene_of(caption, rng)
+        words = caption.lower().replace(".", "").split()
+        assert shown.kind == told.kind
+        for said, drawn in ((told.colour, shown.colour), (told.place, shown.place), (told.verb, shown.verb)):
+            assert said == drawn or said not in words
+    described = clips.scenes_for(["cat jumping"], each=20, seed=0)
+    assert {(scene.kind, scene.action, caption) for scene, caption in described} == {("cat", "jumping", "cat jumping")}
+    assert min(len({s.colour for s, _ in described}), len({s.place for s, _ in described})) > 2
