@@ -85,7 +85,7 @@ class Index:
             rows = (Row(**json.loads(line)) for line in read_bytes(self._path).splitlines())
             self._done = {row.file: row for row in rows if row.status == "done" and row.file in there and row.file}
 
-    def __contains__(self, file: str) -> bool:
+    def __contains__(self, file: str | None) -> bool:
         """Whether the clip is made."""
         return file in self._done
 

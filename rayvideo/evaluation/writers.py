@@ -14,6 +14,7 @@ from rayvideo.evaluation.clipfolder import Row
 from rayvideo.evaluation.generate import generate_clips, to_pixels
 from rayvideo.evaluation.workers import Actors, batched, load_generator
 from rayvideo.models import VideoModel
+from rayvideo.models.lora import unwrap
 from rayvideo.recipe import Recipe
 
 
@@ -54,7 +55,7 @@ class ClipWriter:
     def _model(self) -> VideoModel:
         model = load_generator(self._recipe, self._adapter)
         if self._merge:
-            model.denoiser = model.denoiser.merge_and_unload()
+            model.denoiser = unwrap(model.denoiser).merge_and_unload()
         return model
 
 

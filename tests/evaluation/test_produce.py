@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_clips_are_what_the_reference_writes_whatever_their_captions(recipe: Rec
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "list.jsonl"]
     with av.open(str(out / str(wanted.rows[0].file))) as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.codec_context.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == Fraction(8)
         assert (stream.width, stream.height, len(list(container.decode(stream)))) == (64, 64, 4)
 
 
