@@ -151,7 +151,7 @@ def _evaluate(
             model,
             texts,
             [0] * len(texts),
-            steps=options.steps,
+            steps=options.steps[0],
             guidance=options.guidance,
             frames=data.frames,
             height=data.height,

@@ -39,9 +39,12 @@ def test_the_paper_recipes_hold_the_paper_values(name):
     assert (training.warmup_steps, training.steps, training.max_grad_norm) == (10, 20_000, 0.0)
     assert (training.workers, training.batch_size, training.accumulation) == (4, 2, 1)
     assert (data.frames, data.fps, data.height, data.width) == (16, 8.0, 256, 256)
-    assert (recipe.evaluation.steps, recipe.evaluation.guidance) == (20, 3.0)
+    assert (recipe.evaluation.steps, recipe.evaluation.guidance) == ((20, 50), 3.0)
     assert list(recipe.evaluation.sets) == ["in_domain", "new", "non"]
-    assert [judge.resize for judge in recipe.evaluation.judges] == ["bicubic"]
+    assert [(judge.type, judge.resize) for judge in recipe.evaluation.judges] == [
+        ("hpsv2", "bicubic"),
+        ("clip", "bicubic"),
+    ]
     # Everything fits on four GPUs: a worker on each, and beside them the judges.
     for phase in (training, recipe.evaluation):
         judges = sum(judge.num_gpus for judge in (*reward.judges, *recipe.evaluation.judges))
