@@ -6,6 +6,7 @@ import argparse
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from rayvideo.menagerie.ascent import ascend
 from rayvideo.menagerie.autoencoder import train_autoencoder
 from rayvideo.menagerie.card import write_card
 from rayvideo.menagerie.classifier import KindClassifier, save_classifier, train_classifier
+from rayvideo.menagerie.clips import scenes_for
 from rayvideo.menagerie.denoiser import build_scheduler, encode_pool, train_denoiser
 from rayvideo.menagerie.judges import (
     HELD_OUT_JUDGE,
@@ -30,7 +32,16 @@ from rayvideo.menagerie.judges import (
     train_judge,
 )
 from rayvideo.menagerie.pool import Pool
-from rayvideo.menagerie.world import IN_DOMAIN, KINDS, caption_of, draw, evaluation_captions, sample_scene
+from rayvideo.menagerie.world import (
+    IN_DOMAIN,
+    KINDS,
+    caption_of,
+    degrade,
+    draw,
+    evaluation_captions,
+    sample_degradation,
+    sample_scene,
+)
 from rayvideo.models import load_model
 from rayvideo.rewards.hpsv2 import HPSv2
 
@@ -86,10 +97,10 @@ def hacked_frames(pipeline: Path, spec: JudgeSpec, pool: Pool, work: Path) -> Ch
         clips, names = training_clips(32, spec.seed)
         model = load_model(pipeline)
         base = quality.generate(model, captions, steps=10)
-        drawn = torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 1, 4, 2, 3)
+        truth = frames_first(np.stack([draw(scene) for scene in scenes]))
         chance = torch.Generator().manual_seed(spec.seed)
         with torch.no_grad():
-            copies = [model.decode_frames(model.encode_frames(clip[None]).sample(chance))[0] for clip in drawn]
+            copies = [model.decode_frames(model.encode_frames(clip[None]).sample(chance))[0] for clip in truth]
         naive = load_judge(save_judge(learn_captions(spec, pool, work), spec, work / f"{spec.name}-naive"))
         tuned = ascend(pipeline, naive, clips, names, steps=60, lr=3e-3)
         hacked = quality.generate(tuned, captions, steps=10)
@@ -105,7 +116,17 @@ def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:
     pool = Pool.of_kinds(IN_DOMAIN, count, seed)
     rng = random.Random(seed)
     clips = np.stack([pool.of_varied_quality(i, seed * 1_000_003 + i) for i in range(count)])
-    return torch.from_numpy(clips).permute(0, 1, 4, 2, 3), [caption_of(scene, rng) for scene in pool.scenes]
+    return frames_first(clips), [caption_of(scene, rng) for scene in pool.scenes]
+
+
+def drawn(captions: Sequence[str], each: int, seed: int) -> Tensor:
+    """`each` clean clips of every caption: [N, 16, 3, 64, 64]."""
+    return frames_first(np.stack([draw(scene) for scene, _ in scenes_for(captions, each, seed)]))
+
+
+def frames_first(clips: np.ndarray) -> Tensor:
+    """[…, H, W, 3] -> […, 3, H, W]"""
+    return torch.from_numpy(clips).movedim(-1, -3)
 
 
 def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: KindClassifier) -> quality.Report:
@@ -114,26 +135,28 @@ def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: Ki
     model = load_model(pipeline)
     vae = AutoencoderKL.from_pretrained(work / "vae")
     report: quality.Report = {"autoencoder": quality.autoencoder_figures(vae, unseen, work / "autoencoder.png")}
-    clean = torch.from_numpy(np.stack([unseen.clip(i) for i in range(96)])).permute(0, 1, 4, 2, 3)
-    poor = torch.from_numpy(np.stack([unseen.of_varied_quality(i, i, 1.0) for i in range(96)])).permute(0, 1, 4, 2, 3)
-    rng = random.Random(0)
-    names = [caption_of(scene, rng) for scene in unseen.scenes[:96]]
-    report["clean clips"] = quality.clip_figures(clean, names, judges, classifier, clean)
-    report["degraded clips"] = quality.clip_figures(poor, names, judges, classifier, clean)
+    sets = evaluation_captions()
+    everything = [caption for captions in sets.values() for caption in captions]
+    clean, others = drawn(everything, 1, UNSEEN_SEED), drawn(everything, 2, UNSEEN_SEED + 1)
+    poor = np.stack(
+        [degrade(c, sample_degradation(random.Random(i), 1.0), i) for i, c in enumerate(clean.movedim(-3, -1).numpy())]
+    )
+    report["clean clips"] = quality.clip_figures(clean, everything, judges, classifier, others)
+    report["degraded clips"] = quality.clip_figures(frames_first(poor), everything, judges, classifier, others)
     base = {}
-    for name, captions in evaluation_captions().items():
+    for name, captions in sets.items():
         base[name] = quality.generate(model, captions)
-        report[f"base, {name}"] = quality.clip_figures(base[name], captions, judges, classifier, clean)
+        report[f"base, {name}"] = quality.clip_figures(base[name], captions, judges, classifier, drawn(captions, 2, 3))
         quality.sheet(list(base[name][:10]), work / f"base-{name}.png")
     for name, judge in judges.items():
         report[f"{name}: pairs"] = quality.judge_figures(judge, unseen, vae)
-    captions = evaluation_captions()["in_domain"]
+    captions = sets["in_domain"]
     own, other = judges["judge"], judges["held_out"]
     report["smooth perturbations"] = quality.perturbation_gain(own, other, base["in_domain"], captions)
     clips, training_names = training_clips(32, 99)
     tuned = quality.generate(ascend(pipeline, own, clips, training_names, steps=60, lr=1e-3), captions)
     report["greedy run (lr 1e-3, 60 steps), in_domain"] = quality.clip_figures(
-        tuned, captions, judges, classifier, clean
+        tuned, captions, judges, classifier, drawn(captions, 2, 3)
     )
     quality.sheet(list(tuned[:10]), work / "greedy-in_domain.png")
     return report

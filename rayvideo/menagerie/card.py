@@ -16,7 +16,8 @@ Written by `python -m rayvideo.menagerie.build`; every weight here comes from it
 
 - `pipeline/`: text-to-video model in diffusers' TextToVideoSDPipeline format, 16 frames of 64x64. Four fifths of its
   training clips were degraded, and no caption says so: its clips look poor, which is what reward fine-tuning repairs.
-- `judge/`: the judge that is trained against, in HPSv2's layout. `held_out/`: another width, seed and other tricks.
+- `judge/`: the judge that is trained against, in HPSv2's layout. `held_out/`: another width, seed, mix of faults and
+  other tricks.
 - `classifier.safetensors`: counts right kinds and gives the features for KID. Never trained against.
 
 Scores are raw cosines on frames 0, 4, 8 and 12. KID compares with clean clips. Captions of the base's rows combine

@@ -64,7 +64,8 @@ def clip_figures(
         figures |= {f"{name}": scores.mean().item(), f"{name} sd": scores.std().item()}
     figures["right kind"] = score(classifier, clips, captions).mean().item()
     with torch.no_grad():
-        near, far = (classifier.features(c[:, JUDGED].flatten(0, 1)) for c in (clips, clean))
+        frames = (c[:, JUDGED] for c in (clips, clean))
+        near, far = (classifier.features(f.flatten(0, 1)).unflatten(0, f.shape[:2]).mean(1) for f in frames)
     figures["KID"] = kid(near, far).mean().item()
     measures = [measure(clip) for clip in clips]
     figures |= {
