@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rayvideo.models.lora import add_lora, load_adapter, lora_parameters
 from rayvideo.recipe import Lora, RecipeError, Training
 from rayvideo.training.engine import Engine, supports_fp16
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 class Net(nn.Module):
@@ -26,16 +26,6 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_k(torch.tanh(self.to_q(x)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("group")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 def denoiser() -> nn.Module:

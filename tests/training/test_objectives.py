@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import Self
 
@@ -28,6 +27,8 @@ from rayvideo.training.meters import Clock, gather_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.rwr import Rwr
 from rayvideo.training.trainer import SamplingTrainer
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 CPU = torch.device("cpu")
 CAPTIONS = ["red cat", "blue dog", "snail"]
@@ -52,16 +53,6 @@ class BrightnessWithoutGradient(Brightness):
     @torch.no_grad()
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         return super().score(frames, prompts)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("group")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
