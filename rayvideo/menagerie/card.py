@@ -23,6 +23,7 @@ Written by `python -m rayvideo.menagerie.build`; every weight here comes from it
 Scores are raw cosines on frames 0, 4, 8 and 12. KID compares with clean clips. Captions of the base's rows combine
 kinds, colours and actions that were never seen together. Pair accuracy says little about a judge; the last two
 tables, what gradient ascent gains and what a deliberately greedy run does to the pictures, say more.
+
 """
 
 
