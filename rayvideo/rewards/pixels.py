@@ -16,8 +16,11 @@ Framing = Literal["letterbox", "crop"]
 def resize_frames(frames: Tensor, size: tuple[int, int], mode: Resize, framing: Framing = "letterbox") -> Tensor:
     """Resize [N, 3, H, W] in [0, 1] to `size`, differentiably in either mode.
 
-    bilinear: no antialias, stretched to `size`. bicubic: antialiased, as `letterbox` or `crop` says.
+    bilinear: no antialias, stretched to `size`. bicubic: antialiased, as `letterbox` or `crop` says. Frames that have
+    the size already come back as they are.
     """
+    if frames.shape[-2:] == size:
+        return frames
     if mode == "bilinear":
         return F.interpolate(frames, size, mode="bilinear", align_corners=False)
     return letterbox(frames, size) if framing == "letterbox" else crop(frames, size)

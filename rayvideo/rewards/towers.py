@@ -63,10 +63,10 @@ class TwoTowers(ImageTower):
     def caption_features(self, prompts: Sequence[str]) -> Tensor:
         """Unit-length features [N, D] in fp32; each caption meets the text tower once."""
         device = self.mean.device
-        new = [caption for caption in dict.fromkeys(prompts) if caption not in self._captions]
-        if new:
-            features = F.normalize(self.encode_captions(new).float(), dim=-1)
-            self._captions.update(zip(new, features, strict=True))
+        for caption in dict.fromkeys(prompts):
+            if caption not in self._captions:
+                # Alone: in the last bits, features depend on what else is in the batch, and on its padding.
+                self._captions[caption] = F.normalize(self.encode_captions([caption]).float(), dim=-1)[0]
         batch = torch.stack([self._captions[caption].to(device) for caption in prompts])
         while len(self._captions) > CACHED_CAPTIONS:
             del self._captions[next(iter(self._captions))]

@@ -1,67 +1,91 @@
-"""One frozen judge in an actor of its own: frames in, scores and d(score)/d(frames) out."""
+"""One frozen judge in an actor of its own: a replica. Without state between calls, so any replica may repeat a call."""
 
 from __future__ import annotations
 
+import math
+import threading
+import traceback
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
-import torch
 
-from rayvideo.recipe import Judge
-from rayvideo.rewards.base import Reward, RewardError, load_reward
+from rayvideo.recipe import Judge, Precision
+from rayvideo.serving.wire import Outcome, Pixels, View, decode, encode, returns_as
 
-Array = npt.NDArray[np.float32]
+# torch and the judge's libraries are imported in the replica alone: the router, which imports this file, needs none.
 
 
-# Stateless, so a call that dies with its process is simply made again: the answer is the same.
-@ray.remote(max_restarts=-1, max_task_retries=2)
+@ray.remote(concurrency_groups={"watch": 1})
 class RewardActor:
-    """Holds one reward model; frozen and without state between calls."""
+    """Holds one reward model. The router starts it, and another one when it dies."""
 
-    def __init__(self, judge: Judge) -> None:
+    @ray.method(concurrency_group="watch")
+    def live(self) -> None:
+        """Never return: the call fails when the process dies, which the router waits for."""
+        threading.Event().wait()
+
+    def load(self, judge: Judge) -> tuple[str | None, View | None]:
+        """Load the judge. Returns what went wrong, and how the judge resizes frames if it is known."""
+        import torch
+
+        from rayvideo.errors import UserError
+        from rayvideo.rewards.base import load_reward
+        from rayvideo.rewards.towers import ImageTower
+
+        # Numbers depend on the count of threads, in the last bits.
+        torch.set_num_threads(max(1, math.floor(judge.num_cpus)))
         self._device = torch.device("cuda" if judge.num_gpus else "cpu")
-        self._reward = load_reward(judge, self._device)
+        if judge.num_gpus:  # some of CUDA's kernels add up in any order unless told
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            self._reward = load_reward(judge, self._device)
+        except UserError as error:
+            return str(error), None
+        except Exception:
+            return f"judge {judge.name!r} can't be loaded:\n{traceback.format_exc().rstrip()}", None
+        reward = self._reward
+        return None, View(reward.size, reward.resize, reward.framing) if isinstance(reward, ImageTower) else None
 
-    def ready(self) -> None:
-        """Return once the judge is loaded."""
+    def judge(
+        self, prompts: Sequence[Sequence[str]], gradient: bool, wire: Precision, micro_batch: int, *frames: Pixels
+    ) -> Any:
+        """Judge the frames of one or several requests together.
 
-    def judge(self, frames: Array, prompts: Sequence[str], gradient: bool) -> tuple[Array, Array | None]:
-        """`judge_frames` of this actor's judge."""
-        return judge_frames(self._reward, frames, prompts, gradient, self._device)
+        Returns:
+            An `Outcome`, then for each request (scores [N], gradients [N, 3, H, W] or None), or None where it failed.
+        """
+        import torch
 
+        from rayvideo.rewards.base import RewardError
+        from rayvideo.serving.judging import check_rows, is_out_of_memory, judge_rows
 
-def judge_frames(
-    reward: Reward, frames: Array, prompts: Sequence[str], gradient: bool, device: torch.device
-) -> tuple[Array, Array | None]:
-    """Score frames [N, 3, H, W] in [0, 1] and, if asked, differentiate each score by its own frame.
-
-    Returns:
-        Scores [N] and gradients [N, 3, H, W] or None, both fp32.
-
-    Raises:
-        RewardError: scores of another shape than [N]; NaN or Inf in scores or gradients.
-    """
-    # Arrays from the object store are read-only: torch.tensor copies.
-    pixels = torch.tensor(frames, device=device, requires_grad=gradient)
-    with torch.set_grad_enabled(gradient):
-        scores = reward.score(pixels, list(prompts))
-    if scores.shape != (len(frames),):
-        raise RewardError(
-            f"judge {reward.name!r} returned scores of shape {list(scores.shape)} for {len(frames)} frames; "
-            f"allowed: one score a frame, [{len(frames)}]"
-        )
-    _check(reward, "score", scores, prompts)
-    if not gradient:
-        return scores.float().cpu().numpy(), None
-    (slope,) = torch.autograd.grad(scores.sum(), pixels)
-    _check(reward, "gradient", slope, prompts)
-    return scores.detach().float().cpu().numpy(), slope.cpu().numpy()
-
-
-def _check(reward: Reward, what: str, values: torch.Tensor, prompts: Sequence[str]) -> None:
-    finite = values.detach().isfinite().flatten(1).all(1) if values.ndim > 1 else values.detach().isfinite()
-    if not finite.all():
-        captions = sorted({prompts[i] for i in (~finite).nonzero().flatten().tolist()})
-        raise RewardError(f"judge {reward.name!r} gave NaN or Inf as {what} for captions {captions}")
+        nothing = [None] * len(frames)
+        rows = torch.cat([decode(each) for each in frames])
+        captions = [caption for each in prompts for caption in each]
+        try:
+            scores, slopes = judge_rows(self._reward, rows, captions, gradient, self._device, micro_batch)
+        except RewardError as error:
+            return Outcome(failure=str(error)), *nothing
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            failure = f"judge {self._reward.name!r} is out of memory: {error}"
+            return Outcome(failure=failure, out_of_memory=True), *nothing
+        errors: list[str | None] = []
+        results: list[Any] = []
+        start = 0
+        for names in prompts:
+            own = slice(start, start := start + len(names))
+            slope = None if slopes is None else slopes[own]
+            try:
+                check_rows(self._reward.name, scores[own], slope, names)
+            except RewardError as error:
+                errors.append(str(error))
+                results.append(None)
+            else:
+                errors.append(None)
+                results.append((scores[own].numpy(), None if slope is None else encode(slope, returns_as(wire))))
+        return Outcome(errors), *results

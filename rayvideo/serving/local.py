@@ -6,27 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rayvideo.recipe import Judge
 from rayvideo.rewards.base import load_reward
-from rayvideo.serving.actor import Array, judge_frames
-from rayvideo.serving.pool import RewardPool
+from rayvideo.serving.judging import judge_frames
+from rayvideo.serving.pool import Judged, Pending, RewardPool
 
 
 class LocalPool(RewardPool):
-    """A `RewardPool` whose judges answer at once, on `device`."""
+    """A `RewardPool` whose judges answer at once, on `device`, with the numbers that remote ones give."""
 
     def __init__(self, judges: Sequence[Judge], device: torch.device | str = "cpu") -> None:
-        super().__init__(())
         self.judges = tuple(judges)
         self._device = torch.device(device)
-        self._rewards = [load_reward(judge, self._device) for judge in judges]
+        self._rewards = {judge.name: load_reward(judge, self._device) for judge in judges}
+        self._views = [None] * len(self.judges)
 
     def wait_until_ready(self) -> None:
         """Nothing to wait for: the judges were loaded when the pool was made."""
 
-    def _call(self, frames: Array, prompts: list[str], gradient: bool) -> list[Any]:
-        return [judge_frames(reward, frames, prompts, gradient, self._device) for reward in self._rewards]
+    def close(self) -> None:
+        """Nothing to end."""
 
-    def _answer(self, judge: Judge, call: Any, since: float) -> tuple[Array, Array | None]:
-        return call
+    def _pack(self, frames: Tensor) -> Any:
+        return frames.detach().float().cpu().numpy()
+
+    def _ask(self, judge: Judge, pending: Pending) -> Any:
+        reward, size = self._rewards[judge.name], judge.micro_batch
+        return judge_frames(reward, pending.packed, pending.prompts, pending.gradient, self._device, size)
+
+    def _answer(self, judge: Judge, call: Any, pending: Pending) -> tuple[Judged, int]:
+        return call, judge.micro_batch

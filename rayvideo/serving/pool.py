@@ -1,23 +1,39 @@
 """Several judges behind one door: a differentiable weighted sum of scores that remote actors compute.
 
-The pool is made once, by the driver, and pickled to whoever asks it; the actors live as long as the driver's copy.
+The pool is made once, by the driver, and pickled to whoever asks it; its judges live as long as the driver's copy, or,
+if they are shared, until the last run that uses them is done.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import combinations
+from typing import Any, cast
+from uuid import uuid4
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from rayvideo.recipe import Judge
+from rayvideo.recipe import Judge, Precision
 from rayvideo.rewards.base import RewardError
-from rayvideo.serving.actor import Array, RewardActor
+from rayvideo.rewards.pixels import Framing, Resize, resize_frames
+from rayvideo.serving.router import Router
+from rayvideo.serving.wire import Pixels, Reply, View, decode, encode
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "rayvideo"
+"""Where shared judges are found by name."""
+
+Judged = tuple[Pixels, Pixels | None]
+"""Scores [N], and gradients [N, 3, H, W] if they were asked for."""
 
 
 @dataclass
@@ -25,12 +41,21 @@ class Pending:
     """Frames that are away at the judges; `RewardPool.result` fills in the lower fields."""
 
     frames: Tensor
+    """As they were sent, [N, 3, H, W]: resized, if that is done on this side."""
+    prompts: list[str]
+    gradient: bool
+    packed: Any
+    """The frames as the judges get them, or a ref of that."""
     calls: list[Any]
     since: float
     raw: dict[str, Tensor] = field(default_factory=dict)
     """Judge -> its unweighted scores [N]."""
     gradient_norm: dict[str, float] = field(default_factory=dict)
     """Judge -> L2 norm of d(sum of its unweighted scores)/d(frames); empty if no gradient was asked for."""
+    cosine: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Two judges -> cosine of these gradients: negative where they pull in opposite directions."""
+    micro_batch: dict[str, int] = field(default_factory=dict)
+    """Judge -> frames per forward pass: less than the recipe's after a lack of memory."""
     wait_s: float = 0.0
     """Seconds that the caller stood waiting for the judges."""
 
@@ -39,18 +64,51 @@ class RewardPool:
     """Judges that score frames; their weighted sum is the reward.
 
     Args:
-        judges: At least one; each gets an actor with the CPUs and GPUs that it reserves.
-        name: Prefix of the actors' names, which Ray's tools show (default: they have none).
+        judges: At least one; each gets replicas with the resources that it reserves.
+        name: Name of the router, and prefix of the replicas' names, in Ray's tools (default: they have none).
+        shared: Name under which other runs find the same judges, and this run those of another.
+        merge_ms: Milliseconds that a request waits for others to share a forward pass with; 0 merges none.
+        wire: Precision of frames on their way to the judges; gradients return in it too, as bf16 in place of fp16.
+
+    Raises:
+        RewardError: `shared` serves other judges.
     """
 
-    def __init__(self, judges: Sequence[Judge], *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        judges: Sequence[Judge],
+        *,
+        name: str | None = None,
+        shared: str | None = None,
+        merge_ms: float = 2.0,
+        wire: Precision = "fp32",
+    ) -> None:
         self.judges = tuple(judges)
-        self._actors = [
-            RewardActor.options(  # type: ignore[attr-defined]
-                name=f"{name}/{judge.name}" if name else None, num_cpus=judge.num_cpus, num_gpus=judge.num_gpus
-            ).remote(judge)
-            for judge in judges
-        ]
+        self._wire: Precision = wire
+        self._views: list[View | None] | None = None
+        self._user = (uuid4().hex, [ray.put(None)]) if shared else None
+        own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        if shared is None:
+            self._router = Router.options(name=name, scheduling_strategy=own_node).remote(  # type: ignore[attr-defined]
+                self.judges, name, merge_ms, False
+            )
+            return
+        joined = False
+        while not joined:
+            self._router = Router.options(  # type: ignore[attr-defined]
+                name=shared,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                scheduling_strategy=own_node,
+            ).remote(self.judges, shared, merge_ms, True)
+            try:
+                refused = ray.get(self._router.join.remote(*self._user, self.judges))
+            except ActorDiedError:  # the last run left at this moment
+                continue
+            if refused:
+                raise RewardError(f"reward.shared {shared!r}: {refused}; give this run's judges another name")
+            joined = True
 
     def wait_until_ready(self) -> None:
         """Return when every judge is loaded.
@@ -58,23 +116,86 @@ class RewardPool:
         Raises:
             RewardError: naming the judge that can't be loaded, or isn't within its `timeout_s`.
         """
-        for judge, call in zip(self.judges, [actor.ready.remote() for actor in self._actors], strict=True):
-            _get(call, judge, f"not loaded within timeout_s {judge.timeout_s:g}; is there a node with {_needs(judge)}?")
+        calls = [self._router.ready.remote(judge.name) for judge in self.judges]
+        views = []
+        for judge, call in zip(self.judges, calls, strict=True):
+            error, view = self._get(
+                call,
+                judge,
+                time.perf_counter(),
+                f"not loaded within timeout_s {judge.timeout_s:g}; is there a node with {_needs(judge)}?",
+            )
+            if error:
+                raise RewardError(error)
+            views.append(view)
+        self._views = views
 
     def submit(self, frames: Tensor, prompts: Sequence[str], gradient: bool = True) -> Pending:
-        """Send frames [N, 3, H, W] in [0, 1] and their N prompts to every judge, without waiting."""
+        """Send frames [N, 3, H, W] in [0, 1] and their N prompts to every judge.
+
+        Does not wait for scores, but for the judges if they are not loaded yet.
+        """
         if len(prompts) != len(frames):
             raise ValueError(f"{len(frames)} frames need as many prompts, got {len(prompts)}")
+        if self._views is None:
+            self.wait_until_ready()
         since = time.perf_counter()
-        return Pending(frames, self._call(frames.detach().float().cpu().numpy(), list(prompts), gradient), since)
+        frames = self._resized(frames)
+        pending = Pending(frames, list(prompts), gradient, self._pack(frames), [], since)
+        pending.calls = [self._ask(judge, pending) for judge in self.judges]
+        return pending
 
-    def _call(self, frames: Array, prompts: list[str], gradient: bool) -> list[Any]:
-        array = ray.put(frames)
-        return [actor.judge.remote(array, prompts, gradient) for actor in self._actors]
+    def _resized(self, frames: Tensor) -> Tensor:
+        """Frames as all judges look at them, if they agree on that and it is less to send."""
+        view, *others = self._views or [None]
+        if view is None or any(other != view for other in others):
+            return frames
+        height, width = frames.shape[-2:]
+        if view.size[0] * view.size[1] >= height * width:
+            return frames
+        # The judges' own resize finds nothing left to do.
+        return resize_frames(frames.float(), view.size, cast(Resize, view.resize), cast(Framing, view.framing))
 
-    def _answer(self, judge: Judge, call: Any, since: float) -> tuple[Array, Array | None]:
-        patience = f"no answer within timeout_s {judge.timeout_s:g}; raise it, or send fewer frames at once"
-        return _get(call, judge, patience, since=since)
+    def _pack(self, frames: Tensor) -> Any:
+        return ray.put(encode(frames, self._wire))
+
+    def _ask(self, judge: Judge, pending: Pending) -> Any:
+        shape = tuple(pending.frames.shape)
+        return self._router.judge.remote(
+            judge.name, [pending.packed], shape, pending.prompts, pending.gradient, self._wire, self._user
+        )
+
+    def _answer(self, judge: Judge, call: Any, pending: Pending) -> tuple[Judged, int]:
+        """What the judge found, and its micro-batch."""
+        patience = (
+            f"no answer within timeout_s {judge.timeout_s:g}; raise it or replicas.max, or send fewer frames at once"
+        )
+        while True:
+            reply: Reply = self._get(call, judge, pending.since, patience)
+            if reply.error:
+                raise RewardError(reply.error)
+            try:
+                return self._get(reply.result[0], judge, pending.since, patience), reply.micro_batch
+            except ObjectLostError as lost:
+                # The node that held the numbers, or the router, died when they were ready: the same come again.
+                logger.warning("judge %r: its answer was lost, asking again: %s", judge.name, lost)
+                call = self._ask(judge, pending)
+
+    def _get(self, call: Any, judge: Judge, since: float, patience: str) -> Any:
+        try:
+            return ray.get(call, timeout=max(0.0, since + judge.timeout_s - time.perf_counter()))
+        except GetTimeoutError:
+            raise RewardError(f"judge {judge.name!r}: {patience} ({self._state_of(judge)})") from None
+        except RayActorError as error:
+            raise RewardError(
+                f"judge {judge.name!r}: its pool was closed, or its router can't be started again: {error}"
+            ) from error
+
+    def _state_of(self, judge: Judge) -> str:
+        try:
+            return ray.get(self._router.described.remote(judge.name), timeout=5)
+        except GetTimeoutError:
+            return "its router doesn't answer"
 
     def result(self, pending: Pending) -> Tensor:
         """Wait for the weighted sum of scores [N] (fp32, on the frames' device), an autograd node over the frames.
@@ -85,26 +206,34 @@ class RewardPool:
         started = time.perf_counter()
         device = pending.frames.device
         reward = torch.zeros(len(pending.frames), device=device)
-        slope: Tensor | None = None
+        slopes: dict[str, Tensor] = {}
+        total: Tensor | None = None
         for judge, call in zip(self.judges, pending.calls, strict=True):
-            scores, gradient = self._answer(judge, call, pending.since)
-            pending.raw[judge.name] = torch.tensor(scores, device=device)
+            (scores, slope), pending.micro_batch[judge.name] = self._answer(judge, call, pending)
+            pending.raw[judge.name] = decode(scores).to(device)
             reward = reward + judge.weight * pending.raw[judge.name]
-            if gradient is not None:
-                own = torch.tensor(gradient, device=device)
+            if slope is not None:
+                slopes[judge.name] = own = decode(slope).to(device)
                 pending.gradient_norm[judge.name] = own.norm().item()
-                slope = judge.weight * own if slope is None else slope + judge.weight * own
+                total = judge.weight * own if total is None else total + judge.weight * own
         pending.wait_s = time.perf_counter() - started
-        return reward if slope is None else _Scored.apply(pending.frames, reward, slope)
+        for one, other in combinations(slopes, 2):
+            pending.cosine[one, other] = torch.cosine_similarity(
+                slopes[one].flatten(), slopes[other].flatten(), 0
+            ).item()
+        return reward if total is None else _Scored.apply(pending.frames, reward, total)
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Weighted sum of scores [N] of frames [N, 3, H, W] in [0, 1]; differentiable if the frames are."""
         return self.result(self.submit(frames, prompts, gradient=frames.requires_grad and torch.is_grad_enabled()))
 
     def close(self) -> None:
-        """End the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
+        """End the judges; shared ones when no other run uses them."""
+        if self._user:
+            with contextlib.suppress(RayActorError):  # it ends if this was the last run
+                ray.get(self._router.leave.remote(self._user[0]))
+        else:
+            ray.kill(self._router)
 
 
 class _Scored(torch.autograd.Function):
@@ -121,18 +250,6 @@ class _Scored(torch.autograd.Function):
         return upstream.view(-1, 1, 1, 1) * slope, None, None
 
 
-def _get(call: Any, judge: Judge, patience: str, since: float | None = None) -> Any:
-    waited = 0.0 if since is None else time.perf_counter() - since
-    try:
-        return ray.get(call, timeout=max(0.0, judge.timeout_s - waited))
-    except GetTimeoutError:
-        raise RewardError(f"judge {judge.name!r}: {patience}") from None
-    except RayTaskError as error:
-        # The judge's own words, without the trace of its process.
-        raise (error.cause if isinstance(error.cause, RewardError) else error) from None
-    except RayActorError as error:
-        raise RewardError(f"judge {judge.name!r}: its actor died: {error}") from error
-
-
 def _needs(judge: Judge) -> str:
-    return f"{judge.num_cpus:g} free CPUs and {judge.num_gpus:g} free GPUs"
+    custom = "".join(f", {amount:g} {name}" for name, amount in judge.resources.items())
+    return f"{judge.num_cpus:g} free CPUs, {judge.num_gpus:g} free GPUs{custom}"

@@ -53,7 +53,14 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     checkpoint = runs.newest_checkpoint(recipe) if resume else None
     if not resume:
         runs.refuse_taken(recipe)
-    pool = RewardPool(recipe.reward.judges, name=recipe.tracking.run_name)
+    options = recipe.reward
+    pool = RewardPool(
+        options.judges,
+        name=recipe.tracking.run_name,
+        shared=options.shared,
+        merge_ms=options.merge_ms,
+        wire=options.wire,
+    )
     try:
         table = open_latents(recipe)  # this and the next line while the judges load
         shown = embed_shown(recipe)

@@ -117,13 +117,15 @@ class Trainer:
         return update
 
     def _seen(self, edited: Edited, pending: Pending) -> dict[str, float]:
-        """Saturation, each judge's unweighted scores, in all and by segment, and the norm of its gradient."""
+        """Saturation, each judge's unweighted scores, in all and by segment, the norms and cosines of gradients."""
         values = {"saturation": edited.saturation}
         for judge, scores in pending.raw.items():
             segments = scores.view(-1, self._recipe.reward.segments).mean(0).tolist()
             values[f"score/{judge}"] = fmean(segments)
             values |= {f"score/{judge}/segment-{i}": score for i, score in enumerate(segments)}
-        return values | {f"judge_gradient_norm/{judge}": norm for judge, norm in pending.gradient_norm.items()}
+        values |= {f"judge_micro_batch/{judge}": frames for judge, frames in pending.micro_batch.items()}
+        values |= {f"judge_gradient_norm/{judge}": norm for judge, norm in pending.gradient_norm.items()}
+        return values | {f"judge_cosine/{a}/{b}": cosine for (a, b), cosine in pending.cosine.items()}
 
     def _report(self, step: int, learned: Sequence[dict[str, float]], updates: Sequence[Update]) -> dict[str, float]:
         options = self._recipe.training
