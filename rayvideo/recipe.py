@@ -138,7 +138,10 @@ class Judge(Section):
     runtime_env: dict[str, Any] | None = Field(
         None, description="Ray's runtime_env of its own, for packages that clash with others (docs/serving.md)."
     )
-    timeout_s: float = Field(300.0, gt=0, description="Seconds after which a call counts as failed.")
+    timeout_s: float = Field(300.0, gt=0, description="Seconds after which a request counts as failed.")
+    load_timeout_s: float = Field(
+        600.0, gt=0, description="Seconds within which a copy must be loaded, the start of a node for it included."
+    )
     options: dict[str, Any] = Field({}, description="Further keyword arguments of the class's load().")
 
 

@@ -89,3 +89,18 @@ class RewardActor:
                 errors.append(None)
                 results.append((scores[own].numpy(), None if slope is None else encode(slope, returns_as(wire))))
         return Outcome(errors), *results
+
+
+def placed(judge: Judge, name: str | None) -> Any:
+    """`RewardActor` with the resources and packages that the recipe asks for.
+
+    Raises:
+        ValueError, TypeError: Ray does not understand the judge's `runtime_env`.
+    """
+    return RewardActor.options(  # type: ignore[attr-defined]
+        name=name,
+        num_cpus=judge.num_cpus,
+        num_gpus=judge.num_gpus,
+        resources=judge.resources,
+        runtime_env=judge.runtime_env,
+    )

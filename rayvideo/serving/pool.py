@@ -24,6 +24,7 @@ from torch import Tensor
 from rayvideo.recipe import Judge, Precision
 from rayvideo.rewards.base import RewardError
 from rayvideo.rewards.pixels import Framing, Resize, resize_frames
+from rayvideo.serving.actor import placed
 from rayvideo.serving.router import Router
 from rayvideo.serving.wire import Pixels, Reply, View, decode, encode
 
@@ -71,7 +72,7 @@ class RewardPool:
         wire: Precision of frames on their way to the judges; gradients return in it too, as bf16 in place of fp16.
 
     Raises:
-        RewardError: `shared` serves other judges.
+        RewardError: Ray does not understand a judge's `runtime_env`, or `shared` serves other judges.
     """
 
     def __init__(
@@ -84,6 +85,11 @@ class RewardPool:
         wire: Precision = "fp32",
     ) -> None:
         self.judges = tuple(judges)
+        for judge in judges:
+            try:
+                placed(judge, None)
+            except (ValueError, TypeError) as error:
+                raise RewardError(f"judge {judge.name!r}: runtime_env is not allowed: {error}") from error
         self._wire: Precision = wire
         self._views: list[View | None] | None = None
         self._user = (uuid4().hex, [ray.put(None)]) if shared else None
@@ -114,17 +120,14 @@ class RewardPool:
         """Return when every judge is loaded.
 
         Raises:
-            RewardError: naming the judge that can't be loaded, or isn't within its `timeout_s`.
+            RewardError: naming the judge that can't be loaded, or isn't within its `load_timeout_s`.
         """
-        calls = [self._router.ready.remote(judge.name) for judge in self.judges]
-        views = []
-        for judge, call in zip(self.judges, calls, strict=True):
-            error, view = self._get(
-                call,
-                judge,
-                time.perf_counter(),
-                f"not loaded within timeout_s {judge.timeout_s:g}; is there a node with {_needs(judge)}?",
+        since, views = time.perf_counter(), []
+        for judge, call in [(judge, self._router.ready.remote(judge.name)) for judge in self.judges]:
+            patience = (
+                f"not loaded within load_timeout_s {judge.load_timeout_s:g}; is there a node with {_needs(judge)}?"
             )
+            error, view = self._get(call, judge, since + judge.load_timeout_s, patience)
             if error:
                 raise RewardError(error)
             views.append(view)
@@ -170,20 +173,21 @@ class RewardPool:
         patience = (
             f"no answer within timeout_s {judge.timeout_s:g}; raise it or replicas.max, or send fewer frames at once"
         )
+        deadline = pending.since + judge.timeout_s
         while True:
-            reply: Reply = self._get(call, judge, pending.since, patience)
+            reply: Reply = self._get(call, judge, deadline, patience)
             if reply.error:
                 raise RewardError(reply.error)
             try:
-                return self._get(reply.result[0], judge, pending.since, patience), reply.micro_batch
+                return self._get(reply.result[0], judge, deadline, patience), reply.micro_batch
             except ObjectLostError as lost:
                 # The node that held the numbers, or the router, died when they were ready: the same come again.
                 logger.warning("judge %r: its answer was lost, asking again: %s", judge.name, lost)
                 call = self._ask(judge, pending)
 
-    def _get(self, call: Any, judge: Judge, since: float, patience: str) -> Any:
+    def _get(self, call: Any, judge: Judge, deadline: float, patience: str) -> Any:
         try:
-            return ray.get(call, timeout=max(0.0, since + judge.timeout_s - time.perf_counter()))
+            return ray.get(call, timeout=max(0.0, deadline - time.perf_counter()))
         except GetTimeoutError:
             raise RewardError(f"judge {judge.name!r}: {patience} ({self._state_of(judge)})") from None
         except RayActorError as error:

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from rayvideo.recipe import Judge, Precision
-from rayvideo.serving.actor import RewardActor
+from rayvideo.serving.actor import placed
 from rayvideo.serving.wire import Outcome, Reply, View
 
 logger = logging.getLogger(__name__)
@@ -102,15 +102,9 @@ class JudgeQueue:
     # -- replicas
 
     def _start(self) -> None:
-        judge = self._judge
-        actor = RewardActor.options(  # type: ignore[attr-defined]
-            # The number, because a replica's successor may start before Ray has forgotten its name.
-            name=f"{self._label}/{judge.name}-{uuid4().hex[:8]}" if self._label else None,
-            num_cpus=judge.num_cpus,
-            num_gpus=judge.num_gpus,
-            resources=judge.resources,
-            runtime_env=judge.runtime_env,
-        ).remote()
+        # The number, because a replica's successor may start before Ray has forgotten its name.
+        name = f"{self._label}/{self._judge.name}-{uuid4().hex[:8]}" if self._label else None
+        actor = placed(self._judge, name).remote()
         replica = Replica(actor, asyncio.get_running_loop().time())
         self._replicas.append(replica)
         self._keep(self._live(replica))

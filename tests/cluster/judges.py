@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,16 @@ class Redness(Brightness):
 
 
 class Broken(Brightness):
-    """NaN for captions that ask for it; one number too many for others."""
+    """Makes the mistake that a caption asks for."""
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         scores = super().score(frames, prompts)
+        if "die" in prompts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "raise" in prompts:
+            raise KeyError("a mistake")
+        if "detached" in prompts:
+            return scores.detach()
         if "shape" in prompts:
             return torch.cat([scores, scores[:1]])
         if "infinite slope" in prompts:  # d√x/dx at 0
@@ -49,8 +57,50 @@ class Broken(Brightness):
 class Slow(Brightness):
     """Takes its time."""
 
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    @classmethod
+    def load(cls, checkpoint: str | None, seconds: float = 30, **options: Any) -> Self:
+        return cls(seconds)
+
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        time.sleep(30)
+        time.sleep(self._seconds)
+        return super().score(frames, prompts)
+
+
+class Logged(Brightness):
+    """Notes each forward pass in a file: how many frames of each caption in turn, without those that fill it up."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self._file = Path(file)
+
+    @classmethod
+    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+        return cls(str(checkpoint))
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        copies = int((frames[1:] == frames[:-1]).flatten(1).all(1).sum())
+        counts = {caption: len(list(group)) for caption, group in groupby(prompts[: len(prompts) - copies])}
+        with self._file.open("a") as file:
+            passed = ", ".join(f"{count} {caption}" for caption, count in counts.items())
+            file.write(f"{'gradient' if frames.requires_grad else 'no gradient'}: {passed}\n")
+        return super().score(frames, prompts)
+
+
+class Hungry(Brightness):
+    """Asks for as many GiB per frame as the first caption says; the process may have 1.5 more than at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 3 * 2**29
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        torch.empty(int(float(prompts[0]) * len(frames) * 2**30), dtype=torch.uint8)
         return super().score(frames, prompts)
 
 

@@ -78,9 +78,12 @@ def test_judges_are_weighted_and_logged_raw(pair: RewardPool):
     bright, red = pixels.square().flatten(1).mean(1), pixels[:, 0].flatten(1).mean(1)
     torch.testing.assert_close(reward, 2 * bright - 3 * red)
     torch.testing.assert_close(pending.raw, {"bright": bright.detach(), "red": red.detach()})
-    (slope,) = torch.autograd.grad(bright.sum(), pixels)
+    (slope,) = torch.autograd.grad(bright.sum(), pixels, retain_graph=True)
     assert pending.gradient_norm["bright"] == pytest.approx(slope.norm().item(), rel=1e-5)
     assert pending.gradient_norm["red"] > 0
+    flat = [torch.autograd.grad(score.sum(), pixels)[0].flatten() for score in (bright, red)]
+    assert pending.cosine == {("bright", "red"): pytest.approx(torch.cosine_similarity(*flat, 0).item(), rel=1e-4)}
+    assert pending.micro_batch == {"bright": 8, "red": 8}
     assert pending.wait_s > 0
 
 
@@ -101,7 +104,10 @@ def test_a_pickled_pool_answers_and_asks_for_gradients_only_when_needed(pair: Re
 
 
 def test_actors_carry_the_pools_name(pair: RewardPool):
-    assert ray.get_actor("run/red") is not None
+    pair.wait_until_ready()
+    assert ray.get_actor("run") is not None
+    names = sorted(name.rpartition("-")[0] for name in ray.util.list_named_actors() if name.startswith("run/"))
+    assert names == ["run/bright", "run/red"]
 
 
 def test_every_frame_needs_its_prompt(pair: RewardPool):
@@ -125,7 +131,8 @@ def test_a_killed_judge_is_not_noticed(opened: Open, tmp_path: Path):
     [
         ("nan", r"'broken' gave NaN or Inf as score for captions \['nan'\]"),
         ("infinite slope", r"'broken' gave NaN or Inf as gradient for captions \['cat', 'infinite slope'\]"),
-        ("shape", r"'broken' returned scores of shape \[3\] for 2 frames; allowed: one score a frame, \[2\]"),
+        ("shape", r"'broken' returned scores of shape \[9\] for 8 frames; allowed: one score a frame, \[8\]"),
+        ("raise", r"(?s)'broken' failed: KeyError.*in score\n.* \(request: 2 frames of 3x32x32 with gradient\)"),
     ],
 )
 def test_a_judge_that_errs_is_named(broken: RewardPool, prompt: str, message: str):
@@ -141,5 +148,14 @@ def test_a_judge_that_cannot_be_loaded_is_named(ray_cluster: None):
 
 def test_a_judge_that_takes_too_long_is_named(opened: Open):
     pool = opened(Judge(name="sleepy", type=f"{HERE}:Slow", timeout_s=0.5))
-    with pytest.raises(RewardError, match=r"'sleepy': no answer within timeout_s 0.5"):
+    pool.wait_until_ready()
+    with pytest.raises(RewardError, match=r"'sleepy': no answer within timeout_s 0.5; .*1 of 1 replicas are loaded"):
         pool.score(frames(1), ["cat"])
+
+
+def test_a_judge_that_finds_no_place_is_named(opened: Open):
+    pool = opened(Judge(name="homeless", type=f"{HERE}:Brightness", resources={"nowhere": 2}, load_timeout_s=0.5))
+    with pytest.raises(
+        RewardError, match=r"'homeless': not loaded within load_timeout_s 0.5; .* 0 free GPUs, 2 nowhere"
+    ):
+        pool.wait_until_ready()

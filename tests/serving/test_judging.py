@@ -1,0 +1,87 @@
+"""A frame's score and gradient are the same bits in any place and company, so requests may be merged in any way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rayvideo
+from rayvideo.recipe import Judge
+from rayvideo.rewards import RewardError, load_reward
+from rayvideo.rewards.pixels import resize_frames
+from rayvideo.serving.judging import judge_frames
+from rayvideo.serving.wire import decode, encode
+
+HERE = "tests.cluster.judges"
+CPU = torch.device("cpu")
+MENAGERIE = Path(rayvideo.__file__).parent / "menagerie/weights/judge"
+CAPTIONS = ["red cat", "a blue dog that jumps", "b"]
+
+
+def frames(count: int, size: int = 64) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def open_clip_judge(folder: Path, **options) -> Judge:
+    files = {"checkpoint": str(folder / "judge.pt"), "architecture": str(folder / "open_clip_config.json")}
+    return Judge(name="hps", **files, **options)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "bicubic", "bf16", "menagerie", "clip"])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_row_does_not_depend_on_place_and_neighbours(kind: str, gradient: bool, tiny_judge: Path, tiny_clip: Path):
+    judge = {
+        "tiny": open_clip_judge(tiny_judge),
+        "bicubic": open_clip_judge(tiny_judge, resize="bicubic"),
+        "bf16": open_clip_judge(tiny_judge, dtype="bf16"),
+        "menagerie": open_clip_judge(MENAGERIE),
+        "clip": Judge(name="clip", type="clip", checkpoint=str(tiny_clip)),
+    }[kind]
+    pixels, captions = frames(19), [CAPTIONS[i % 3] for i in range(19)]
+    order = torch.randperm(19, generator=torch.Generator().manual_seed(1))
+
+    def judged(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        # A new judge each time: it must not matter which captions it has met before, and with which others.
+        return judge_frames(load_reward(judge), pixels[rows].numpy(), [captions[i] for i in rows], gradient, CPU)
+
+    scores, slopes = judged(torch.arange(19))
+    for rows in (order, order[:3], order[5:13]):
+        own_scores, own_slopes = judged(rows)
+        assert np.array_equal(own_scores, scores[rows])
+        assert (own_slopes is None) == (slopes is None) == (not gradient)
+        if own_slopes is not None and slopes is not None:
+            assert np.array_equal(own_slopes, slopes[rows])
+
+
+def test_frames_resized_before_are_not_resized_again(tiny_judge: Path):
+    for resize in ("bilinear", "bicubic"):
+        reward = load_reward(open_clip_judge(tiny_judge, resize=resize))
+        pixels = frames(8, 80)[..., :60]
+        small = resize_frames(pixels, (32, 32), resize)
+        assert resize_frames(small, (32, 32), resize) is small
+        assert torch.equal(reward.score(small, ["a"] * 8), reward.score(pixels, ["a"] * 8))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_wire_keeps_what_its_precision_can(precision):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    packed = encode(frames(2), precision)
+    assert packed.nbytes == frames(2).numel() * dtype.itemsize
+    assert torch.equal(decode(packed), frames(2).to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "message"),
+    [
+        ("Broken", "raise", r"(?s)'broken' failed: KeyError\('a mistake'\)\n.*in score\n.*KeyError: 'a mistake'"),
+        ("Broken", "detached", "'broken' returned scores that carry no gradient to the frames"),
+    ],
+)
+def test_mistakes_are_told_with_the_judges_own_code(kind: str, prompt: str, message: str):
+    reward = load_reward(Judge(name="broken", type=f"{HERE}:{kind}"))
+    with pytest.raises(RewardError, match=message) as raised:
+        judge_frames(reward, frames(2).numpy(), ["cat", prompt], True, CPU)
+    assert "judging.py" not in str(raised.value)
