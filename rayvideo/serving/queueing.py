@@ -203,7 +203,7 @@ class JudgeQueue:
 
     async def _call(self, replica: Replica, batch: list[Request]) -> bool:
         """Have a replica judge the requests, then answer them or put them back. Returns whether the replica lives."""
-        micro_batch, timeout_s = self._micro_batch, self._judge.timeout_s
+        name, micro_batch, timeout_s = f"judge {self._judge.name!r}", self._micro_batch, self._judge.timeout_s
         outcome, *results = replica.actor.judge.options(num_returns=1 + len(batch)).remote(
             [request.prompts for request in batch],
             batch[0].gradient,
@@ -215,16 +215,16 @@ class JudgeQueue:
             found: Outcome = await asyncio.wait_for(outcome, timeout_s)
         except asyncio.TimeoutError:
             for request in batch:
-                self._fail(request, f"judge {self._judge.name!r}: no answer within timeout_s {timeout_s:g}")
+                self._fail(request, f"{name}: no answer within timeout_s {timeout_s:g}")
             return False
         except RayActorError as death:
             for request in batch:
                 request.deaths += 1
-            await self._again(batch, f"{DEATHS} processes in a row died under this request, the last one so: {death}")
+            await self._again(batch, f"{name}: {DEATHS} processes in a row died in this request, at last so: {death}")
             return False
         except RayError as failure:
             # The judge's own errors are outcomes; so this is about the frames of a caller, who may be dead.
-            await self._again(batch, f"the frames did not arrive: {failure}", give_up=len(batch) == 1)
+            await self._again(batch, f"{name}: the frames did not arrive: {failure}", give_up=len(batch) == 1)
             return True
         if found.out_of_memory:
             # Once: a judge that needs less still should be given more memory, or a smaller micro_batch.

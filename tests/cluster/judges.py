@@ -6,8 +6,8 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,9 @@ class Slow(Brightness):
 
 
 class Logged(Brightness):
-    """Notes each forward pass in a file: how many frames of each caption in turn, without those that fill it up."""
+    """Notes each forward pass in a file: how many frames of each caption, without those that fill it up. While there is
+    a file of the same name with .hold at its end, it waits.
+    """
 
     def __init__(self, file: str) -> None:
         super().__init__()
@@ -83,10 +85,12 @@ class Logged(Brightness):
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         copies = int((frames[1:] == frames[:-1]).flatten(1).all(1).sum())
-        counts = {caption: len(list(group)) for caption, group in groupby(prompts[: len(prompts) - copies])}
+        counts = Counter(prompts[: len(prompts) - copies])
         with self._file.open("a") as file:
             passed = ", ".join(f"{count} {caption}" for caption, count in counts.items())
             file.write(f"{'gradient' if frames.requires_grad else 'no gradient'}: {passed}\n")
+        while self._file.with_name(f"{self._file.name}.hold").exists():
+            time.sleep(0.05)
         return super().score(frames, prompts)
 
 

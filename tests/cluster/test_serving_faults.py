@@ -39,9 +39,9 @@ def frames(count: int, size: int = 48) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=generator, requires_grad=True)
 
 
-def answer(pool: RewardPool, pending: Pending) -> Answer:
+def answer(pool: RewardPool, pixels: torch.Tensor, pending: Pending) -> Answer:
     scores = pool.result(pending)
-    (slope,) = torch.autograd.grad(scores.sum(), pending.frames)
+    (slope,) = torch.autograd.grad(scores.sum(), pixels)
     return scores.detach(), slope
 
 
@@ -52,15 +52,17 @@ class Asked:
         self.pool = pool
         self.requests = [(frames(n), [("a", "red cat", "b c")[i % 3] for i in range(n)]) for n in (3, 8, 5, 2, 11)]
         local = LocalPool([judge])
-        self.expected = [answer(local, local.submit(*request)) for request in self.requests]
+        self.expected = [answer(local, request[0], local.submit(*request)) for request in self.requests]
 
     def submit(self, rounds: int = 1) -> list[Pending]:
         return [self.pool.submit(*request) for _ in range(rounds) for request in self.requests]
 
     def check(self, pending: list[Pending]) -> None:
         for number, one in enumerate(pending):
-            for own, expected in zip(answer(self.pool, one), self.expected[number % len(self.expected)], strict=True):
-                assert torch.equal(own, expected)
+            which = number % len(self.requests)
+            scores, slope = answer(self.pool, self.requests[which][0], one)
+            assert torch.equal(scores, self.expected[which][0])
+            assert torch.equal(slope, self.expected[which][1])
 
 
 def test_neither_merging_nor_deaths_change_a_bit(opened: Open, tiny_judge: Path):
@@ -100,33 +102,44 @@ def test_neither_merging_nor_deaths_change_a_bit(opened: Open, tiny_judge: Path)
 
 
 def test_requests_of_several_callers_share_a_forward_pass(opened: Open, tmp_path: Path):
-    log = tmp_path / "passes"
-    judge = Judge(name="logged", type=f"{HERE}:Logged", checkpoint=str(log))
-    pool = opened(judge, merge_ms=3000)
-    pool.wait_until_ready()
+    log, hold = tmp_path / "passes", tmp_path / "passes.hold"
+    pool = opened(Judge(name="logged", type=f"{HERE}:Logged", checkpoint=str(log)), name="merging")
 
     @ray.remote(num_cpus=0)
     def elsewhere(pool: RewardPool) -> torch.Tensor:
         return pool.score(frames(2).detach(), ["there"] * 2)
 
+    hold.touch()
+    sent = [pool.submit(frames(1), ["first"])]
+    eventually(log.exists, "the judge is busy")
     far = elsewhere.remote(pool)
-    near = [pool.submit(frames(3), ["here"] * 3), pool.submit(frames(4), ["wrong"] * 4, gradient=False)]
-    assert torch.equal(ray.get(far), frames(2).detach().square().flatten(1).mean(1))
-    assert torch.equal(pool.result(near[0]).detach(), frames(3).detach().square().flatten(1).mean(1))
-    pool.result(near[1])
-    # Without gradient is another pass; the last frame fills a pass up.
-    passes = sorted(log.read_text().splitlines())
-    assert passes in (
-        ["gradient: 3 here", "no gradient: 2 there, 4 wrong"],
-        ["gradient: 3 here", "no gradient: 4 wrong, 2 there"],
-    )
+    for count, gradient in ((3, False), (4, True), (4, False), (2, False)):
+        sent.append(pool.submit(frames(count), [f"here {count}"] * count, gradient))
+    router = ray.get_actor("merging")
+    eventually(lambda: "5 requests wait" in ray.get(router.described.remote("logged")), "all wait for the judge")
+    hold.unlink()
+
+    def expected(count: int) -> torch.Tensor:
+        return frames(count).detach().square().flatten(1).mean(1)
+
+    assert torch.equal(ray.get(far), expected(2))
+    for pending in sent:
+        assert torch.equal(pool.result(pending).detach(), expected(len(pending.frames)))
+    # Eight frames are a pass; those with gradient are judged by themselves.
+    passes = [line.split(": ") for line in log.read_text().splitlines()]
+    assert passes[0] == ["gradient", "1 first"]
+    assert ["gradient", "4 here 4"] in passes
+    assert len(passes) == 4
+    shared = [line for gradient, line in passes if gradient == "no gradient"]
+    assert len(shared[0].split(", ")) == 2
+    assert sorted(", ".join(shared).split(", ")) == ["2 here 2", "2 there", "3 here 3", "4 here 4"]
 
 
 def test_a_judge_that_kills_its_process_again_and_again_is_named(opened: Open):
     pool = opened(Judge(name="deadly", type=f"{HERE}:Broken"))
     with pytest.raises(
         RewardError,
-        match=r"(?s)judge 'deadly': 3 processes in a row died under this request.*"
+        match=r"(?s)judge 'deadly': 3 processes in a row died in this request.*"
         r"\(request: 2 frames of 3x32x32 with gradient\)",
     ):
         pool.score(frames(2, 32), ["cat", "die"])
