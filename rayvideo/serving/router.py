@@ -51,6 +51,10 @@ class Router:
         if not self._users:
             self._end()
 
+    async def users(self) -> int:
+        """How many runs use it."""
+        return len(self._users)
+
     async def _end_when_left(self) -> None:
         """End when every run has died without leaving."""
         loop = asyncio.get_running_loop()
