@@ -79,7 +79,12 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
     try:
         if missing:
             shards = _encoded_clips(recipe, entries, missing, shape).map_batches(
-                tasks.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
+                tasks.write_shard,
+                fn_args=(out,),
+                batch_size=CLIPS_PER_SHARD,
+                batch_format="pyarrow",
+                num_cpus=0.5,
+                resources=recipe.data.decode_resources,
             )
             outcomes = (block for _, block in _blocks(shards, *OUTCOME))
             _tally(recipe, outcomes, len(entries), len(present), rejected)
@@ -156,6 +161,7 @@ def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[in
         batch_format="pyarrow",
         num_cpus=data.decode_cpus,
         memory=memory,
+        resources=data.decode_resources,
     )
     return _encode(decoded, _ClipEncoder, recipe, shape)
 
@@ -186,6 +192,7 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
         compute=ActorPoolStrategy(size=data.encoders),
         num_cpus=data.encoder_cpus,
         num_gpus=data.encoder_gpus,
+        resources=data.encoder_resources,
     )
 
 
