@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,8 +43,12 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1."""
+    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1.
+
+    SIGTERM, with which `ray job stop` and process managers end it, closes what is open, as Ctrl-C does.
+    """
     args = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         main(args)
@@ -55,6 +60,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     finally:
         if ray.is_initialized():
             ray.shutdown()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def refuse_lost(written: Mapping[str, str | None]) -> None:
@@ -104,6 +113,7 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    signal.signal(signal.SIGTERM, _interrupt)  # ray.init() has put a handler of its own there
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
     capacity.check(recipe, parts)
 
