@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import ray
 from ray._private.state import state
 
+from rayvideo.data.tasks import decoding_bytes
 from rayvideo.errors import UserError
 from rayvideo.recipe import Evaluation, Judge, Recipe, Training
 
@@ -28,7 +29,7 @@ def reservations(recipe: Recipe, parts: Iterable[Part] = PARTS) -> dict[str, Bun
     data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
     every: dict[Part, dict[str, Bundle]] = {
         "data": {
-            "data.decode_…": {"CPU": data.decode_cpus, **data.decode_resources},
+            "data.decode_…": {"CPU": data.decode_cpus, "memory": decoding_bytes(data), **data.decode_resources},
             "data.encoder_…": {"CPU": data.encoder_cpus, "GPU": data.encoder_gpus, **data.encoder_resources},
         },
         "training": {"training.…_per_worker": _worker(training)},
@@ -41,7 +42,7 @@ def reservations(recipe: Recipe, parts: Iterable[Part] = PARTS) -> dict[str, Bun
 
 def custom_resources(recipe: Recipe) -> set[str]:
     """Names of the custom resources that any part of the recipe reserves."""
-    return {name for bundle in reservations(recipe).values() for name in bundle} - {"CPU", "GPU"}
+    return {name for bundle in reservations(recipe).values() for name in bundle} - {"CPU", "GPU", "memory"}
 
 
 def check(recipe: Recipe, parts: Iterable[Part]) -> None:
@@ -76,10 +77,8 @@ def _fits(wanted: Bundle, node: Bundle) -> bool:
 
 
 def _text(bundle: Bundle) -> str:
-    """CPUs, GPUs and custom resources; without what Ray adds to every node."""
-    shown = {
-        name: amount
-        for name, amount in sorted(bundle.items())
-        if amount and ":" not in name and name not in ("memory", "object_store_memory")
-    }
-    return ", ".join(f"{amount:g} {name}" for name, amount in shown.items()) or "nothing"
+    """CPUs, GPUs, custom resources and memory; without what Ray adds to every node."""
+    shown = [
+        (n, amount) for n, amount in sorted(bundle.items()) if amount and ":" not in n and n != "object_store_memory"
+    ]
+    return ", ".join(f"{a / 2**30:.1f} GiB {n}" if n == "memory" else f"{a:g} {n}" for n, a in shown) or "nothing"
