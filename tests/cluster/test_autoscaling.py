@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +69,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     file = tmp_path / "autoscaling.yaml"
     file.write_text(yaml.safe_dump(config))
     folder = tempfile.mkdtemp(prefix="rv", dir="/tmp")  # sockets lie in it, whose paths must be short
-    options = ["--head", "--block", f"--autoscaling-config={file}", f"--port={port}", f"--temp-dir={folder}"]
+    options = ["--head", f"--autoscaling-config={file}", f"--port={port}", f"--temp-dir={folder}"]
     options += [f"--dashboard-port={dashboard}", "--num-cpus=0", f"--ray-client-server-port={free_ports(1)[0]}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))} | {
         "RAY_AUTH_MODE": "token",
@@ -87,26 +85,24 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     ).stdout.strip()
     log = tmp_path / "ray.log"
     with log.open("w") as output:
-        head = subprocess.Popen(
+        start = subprocess.Popen(
             [BIN / "ray", "start", *options], env=environment, stdout=output, stderr=output, start_new_session=True
         )
     cluster = Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token)
 
     def answers() -> bool:
-        assert head.poll() is None, log.read_text()
         try:
             return cluster.groups() == []
         except OSError:
             return False
 
     try:
+        assert start.wait(PATIENCE_S) == 0, log.read_text()
         wait_until(answers, log.read_text)
         yield cluster
     finally:
-        head.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            head.wait(30)
-        subprocess.run(["pkill", "-KILL", "-s", str(head.pid)], check=False)  # its own session: nobody else's
+        # Everything that it started is in the session that was made for it.
+        subprocess.run(["pkill", "-KILL", "-s", str(start.pid)], check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
