@@ -5,8 +5,8 @@
 #   cluster/local.sh start | stop | status
 #
 # Its one node has resources of every group of the real clusters, so that their recipes' demands fit on it. What may be
-# set: RAY_PORT, DASHBOARD_PORT, MLFLOW_PORT, CPUS (logical ones), RAY_FOLDER (a short path: sockets lie in it), STATE (pids
-# and logs), STORAGE (MLflow's), BIN (of the Python environment).
+# set: RAY_PORT, DASHBOARD_PORT, MLFLOW_PORT, CPUS (logical ones), RAY_FOLDER (a short path: sockets lie in it), STATE (session
+# numbers and logs), STORAGE (MLflow's), BIN (of the Python environment).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,9 +20,15 @@ STORAGE=${STORAGE:-$PWD/runs}
 BIN=${BIN:-$PWD/.venv/bin}
 PATIENCE_S=120
 
-# The pid in a file, if that process is still the one that `launch` started: pids are given again.
+# Whether a process is left of the session that `launch` made; its mark in the environment tells it from a later session
+# that was given the same number.
 alive() {
-    [ -s "$STATE/$1.pid" ] && grep -qsz "^RAYVIDEO_LOCAL=$STATE/$1$" "/proc/$(cat "$STATE/$1.pid")/environ"
+    local pid
+    [ -s "$STATE/$1.session" ] || return 1
+    for pid in $(pgrep -s "$(cat "$STATE/$1.session")"); do
+        grep -qsz "^RAYVIDEO_LOCAL=$STATE/$1$" "/proc/$pid/environ" && return
+    done
+    return 1
 }
 
 # In a session of its own, so that neither Ctrl-C nor the end of the terminal reaches it, and all of it can be ended.
@@ -30,7 +36,7 @@ launch() {
     local name=$1
     shift
     RAYVIDEO_LOCAL=$STATE/$name setsid "$@" > "$STATE/$name.log" 2>&1 < /dev/null &
-    echo $! > "$STATE/$name.pid"
+    echo $! > "$STATE/$name.session"
 }
 
 wait_for() {
@@ -62,7 +68,7 @@ start() {
     export PATH=$BIN:$PATH MLFLOW_TRACKING_URI=http://127.0.0.1:$MLFLOW_PORT
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
     export RAY_JOB_STOP_WAIT_TIME_S=60 # to close its MLflow run; Ray kills a job that is stopped after 3 s otherwise
-    launch ray "$BIN/ray" start --head --block --port="$RAY_PORT" --ray-client-server-port=$((RAY_PORT + 1)) \
+    launch ray "$BIN/ray" start --head --port="$RAY_PORT" --ray-client-server-port=$((RAY_PORT + 1)) \
         --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --dashboard-agent-listen-port=0 \
         --temp-dir="$RAY_FOLDER" --num-cpus="$CPUS" --resources='{"trainer": 8, "judge": 8, "data": 8}'
     wait_for mlflow "http://127.0.0.1:$MLFLOW_PORT/health"
@@ -80,18 +86,18 @@ EOF
 stop() {
     for name in ray mlflow; do
         if alive "$name"; then
-            end "$name" "$(cat "$STATE/$name.pid")"
+            end "$name" "$(cat "$STATE/$name.session")"
         else
             echo "$name does not run"
         fi
-        rm -f "$STATE/$name.pid"
+        rm -f "$STATE/$name.session"
     done
 }
 
-# SIGTERM to what was started, which ends its children; SIGKILL to what is left of its session after a while.
+# SIGTERM to all that was started, SIGKILL to what is left of it after a while.
 end() {
     local name=$1 session=$2
-    kill -TERM "$session" 2> /dev/null || true
+    pkill -TERM -s "$session" || true
     for _ in $(seq 20); do
         pgrep -s "$session" > /dev/null || break
         sleep 0.5
@@ -104,7 +110,7 @@ status() {
     for entry in "ray dashboard http://127.0.0.1:$DASHBOARD_PORT" "mlflow UI http://127.0.0.1:$MLFLOW_PORT"; do
         read -r name what url <<< "$entry"
         if alive "$name"; then
-            echo "$name runs (pid $(cat "$STATE/$name.pid")), $what: $url"
+            echo "$name runs, $what: $url"
         else
             echo "$name does not run"
         fi

@@ -1,15 +1,15 @@
-"""What the parts of a recipe reserve, and whether a cluster has nodes for it or can start some.
+"""What the parts of a recipe reserve, and whether there is a node for each.
 
-Ray lets a task or actor that fits nowhere wait for ever, in the hope of a node that may come; this says so at once.
+Ray lets a task or actor that fits nowhere wait, without a word, for a node that may come or not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import ray
-from ray._private.state import state
 
 from rayvideo.data.tasks import decoding_bytes
 from rayvideo.errors import UserError
@@ -20,8 +20,11 @@ Part = Literal["data", "training", "judges", "generation", "held_out"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
+logger = logging.getLogger(__name__)
+
+
 class CapacityError(UserError, RuntimeError):
-    """No node of the cluster, nor of its node groups, is large enough or of the right kind."""
+    """No node is large enough or of the right kind, and none can be added."""
 
 
 def reservations(recipe: Recipe, parts: Iterable[Part] = PARTS) -> dict[str, Bundle]:
@@ -45,23 +48,33 @@ def custom_resources(recipe: Recipe) -> set[str]:
     return {name for bundle in reservations(recipe).values() for name in bundle} - {"CPU", "GPU", "memory"}
 
 
-def check(recipe: Recipe, parts: Iterable[Part]) -> None:
-    """Refuse a recipe that this Ray can't run, however many nodes its autoscaler adds.
+def check(recipe: Recipe, parts: Iterable[Part], *, may_grow: bool) -> None:
+    """Tell which parts of a recipe fit on no node of this Ray.
+
+    Ray keeps to itself which nodes an autoscaler could add, so on a cluster that `may_grow` this is a warning.
 
     Raises:
-        CapacityError: naming the options, what they reserve and what there is.
+        CapacityError: naming the options, what they reserve and what there is; only where no node can be added.
     """
-    # With an autoscaler of version 2, which is the default, the groups stand in Ray's store, also those without a node.
-    config = state.get_cluster_config()
-    groups = {group.name: dict(group.resources) for group in config.node_group_configs} if config else {}
-    kinds = [node["Resources"] for node in ray.nodes() if node["Alive"]] + list(groups.values())
-    for option, wanted in reservations(recipe, parts).items():
-        if not any(_fits(wanted, kind) for kind in kinds):
-            there = dict.fromkeys(map(_text, kinds))
-            raise CapacityError(
-                f"{option}: needs {_text(wanted)} on one node, and this cluster has no such node or node group; change "
-                f"the recipe, or give a group these resources (docs/clusters.md). There are: {'; '.join(there)}"
-            )
+    lacking = misfits(recipe, parts, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if lacking and not may_grow:
+        raise CapacityError("; ".join(lacking))
+    for text in lacking:
+        logger.warning(
+            "%s. Waiting for the autoscaler to start one; that is for ever if this cluster has none, or no node group "
+            "like that (docs/clusters.md)",
+            text,
+        )
+
+
+def misfits(recipe: Recipe, parts: Iterable[Part], nodes: Sequence[Bundle]) -> list[str]:
+    """A sentence for each of the parts that fits on none of the nodes."""
+    there = "; ".join(dict.fromkeys(map(_text, nodes)))
+    return [
+        f"{option}: needs a node with {_text(wanted)}, but there is only: {there}"
+        for option, wanted in reservations(recipe, parts).items()
+        if not any(_fits(wanted, node) for node in nodes)
+    ]
 
 
 def _worker(options: Training | Evaluation) -> Bundle:

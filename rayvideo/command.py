@@ -95,7 +95,7 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
     parts that wait for each other's CPUs would hang. It has every custom resource that the recipe names.
 
     Raises:
-        CapacityError: no node, and no node group of the autoscaler, is one that these `parts` of the recipe fit on.
+        CapacityError: these `parts` of the recipe don't fit on this machine.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -115,7 +115,7 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
         )
     signal.signal(signal.SIGTERM, _interrupt)  # ray.init() has put a handler of its own there
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
-    capacity.check(recipe, parts)
+    capacity.check(recipe, parts, may_grow="RAY_ADDRESS" in os.environ)
 
 
 def logical_cpus(recipe: Recipe, cores: int) -> int:

@@ -70,7 +70,7 @@ def test_sigterm_closes_what_is_open_as_ctrl_c_does(monkeypatch):
 
     def work(args):
         with ExitStack() as stack:
-            stack.push(lambda kind, *_: closed.append(kind))  # type: ignore[arg-type, func-returns-value]
+            stack.push(lambda kind, *_: closed.append(kind))
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60)
 
@@ -106,6 +106,15 @@ def test_every_part_says_what_it_reserves():
     assert reserved["data.encoder_…"] == {"CPU": 1, "GPU": 0.5, "trainer": 0.5}
     assert reserved["data.decode_…"].keys() == {"CPU", "memory"}
     assert reserved["reward.judges.0"] == {"CPU": 0, "GPU": 0}
+
+
+def test_what_fits_on_no_node_is_named_with_what_there_is():
+    wanted = recipe(training={"gpus_per_worker": 1, "resources": {"trainer": 1}})
+    nodes = [{"CPU": 8.0, "GPU": 4.0, "node:x": 1.0, "memory": 2.0**33}, {"CPU": 8.0, "trainer": 4.0}]
+    (text,) = capacity.misfits(wanted, ("training", "judges", "data"), nodes)
+    there = "8 CPU, 4 GPU, 8.0 GiB memory; 8 CPU, 4 trainer"
+    assert text == f"training.…_per_worker: needs a node with 1 CPU, 1 GPU, 1 trainer, but there is only: {there}"
+    assert capacity.misfits(wanted, capacity.PARTS, [nodes[0] | nodes[1]]) == []
 
 
 def test_progress_in_a_log_is_lines(monkeypatch):
