@@ -8,7 +8,7 @@ STORAGE := runs
 DEMO := jobs/recipes/menagerie-demo.yaml
 PORT ?= 5000
 
-.PHONY: help .venv clips demo test test-hpsv2 lint types format ui constraints clean
+.PHONY: help .venv clips demo test test-hpsv2 lint types format ui cluster cluster-stop constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,6 +58,12 @@ format: $(READY)  ## let ruff mend what it can
 ui: $(READY)  ## open the runs in MLflow, on this machine only
 	@mkdir -p $(STORAGE)
 	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
+
+cluster: $(READY)  ## start a Ray cluster and MLflow on this machine, to submit jobs to (docs/clusters.md)
+	cluster/local.sh start
+
+cluster-stop:  ## end them
+	cluster/local.sh stop
 
 constraints: $(READY)  ## resolve constraints.txt anew, keeping its versions where they still fit
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --no-annotate \

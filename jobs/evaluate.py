@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, [*args.overrides, *overrides])
     if sets:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
+    command.refuse_lost({"storage": recipe.storage, "--out": args.out})
     run_folder = join(absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
     out = absolute(args.out) if args.out else run_folder
     adapter = absolute(args.adapter) if args.adapter else run_folder and join(run_folder, "adapter")
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     # The run of the fine-tuning is closed already; one of our own ends with us.
     with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
         work = Path(folder)
-        command.start_ray(recipe)
+        command.start_ray(recipe, "generation", "judges", "held_out")
         comparison = evaluate(recipe, adapter, work)
         metrics = join(run_folder, "metrics.jsonl") if run_folder else ""
         curve = read_bytes(metrics).decode() if is_file(metrics) else None

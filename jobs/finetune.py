@@ -19,8 +19,9 @@ from rayvideo.training.launch import finetune
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
-    command.start_ray(recipe)
+    command.start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
     summary = finetune(recipe, resume=args.resume)
     for judge, score in summary["scores"].items():
         print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")

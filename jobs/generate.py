@@ -19,10 +19,11 @@ from rayvideo.recipe import load_recipe
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    command.refuse_lost({"--out": args.out})
     wanted = order(recipe, args.captions, args.adapter and absolute(args.adapter), merge=args.merge)
     for row in wanted.rejected:
         print(f"rejected: {row.reason}")
-    command.start_ray(recipe)
+    command.start_ray(recipe, "generation")
     summary = produce(wanted, absolute(args.out))
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) of {summary['captions']} captions in "

@@ -17,8 +17,9 @@ from rayvideo.recipe import load_recipe
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    command.refuse_lost({"--out": args.out})
     latents.check(recipe)
-    command.start_ray(recipe)
+    command.start_ray(recipe, "data")
     summary = latents.prepare_to(recipe, args.out)
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) and {summary['captions']} captions in "

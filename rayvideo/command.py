@@ -6,16 +6,19 @@ import argparse
 import logging
 import math
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray
 from ray.exceptions import RayTaskError
 
 import rayvideo
+from rayvideo import capacity
+from rayvideo.data.storage import is_uri
 from rayvideo.errors import UserError
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, RecipeError
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
 ENVIRONMENT = {
@@ -28,6 +31,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
 MIN_CPUS = 4
+UNLIMITED = 10_000.0
 
 
 def recipe_arguments(description: str) -> argparse.ArgumentParser:
@@ -39,8 +43,12 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1."""
+    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1.
+
+    SIGTERM, with which `ray job stop` and process managers end it, closes what is open, as Ctrl-C does.
+    """
     args = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         main(args)
@@ -54,30 +62,60 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
             ray.shutdown()
 
 
-def start_ray(recipe: Recipe) -> None:
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def refuse_lost(written: Mapping[str, str | None]) -> None:
+    """Refuse a submitted job's relative paths for results: its working folder is a copy, which Ray deletes later.
+
+    Args:
+        written: Option -> the path or URI that the job would write to.
+
+    Raises:
+        RecipeError: naming the option.
+    """
+    for option, path in written.items():
+        if submitted() and path is not None and not is_uri(path) and not Path(path).is_absolute():
+            raise RecipeError(
+                f"{option} {path!r} is relative, and the folder that a submitted job runs in is a copy that Ray "
+                "deletes; name a folder that all nodes see, or a URI such as s3://bucket/runs"
+            )
+
+
+def submitted() -> bool:
+    """Whether `ray job submit` started this process."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
     """Connect to the cluster of RAY_ADDRESS, which `ray job submit` sets, or start a Ray for this process.
 
     A local Ray counts enough logical CPUs for every part of the recipe to be scheduled, however few cores there are:
-    parts that wait for each other's CPUs would hang.
+    parts that wait for each other's CPUs would hang. It has every custom resource that the recipe names.
+
+    Raises:
+        CapacityError: these `parts` of the recipe don't fit on this machine.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" in os.environ:
         # A job has its working_dir on every node; any other driver sends this package along.
-        package = (
-            {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"py_modules": [Path(rayvideo.__file__).parent]}
-        )
+        package = {} if submitted() else {"py_modules": [Path(rayvideo.__file__).parent]}
         ray.init(runtime_env=package, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
+            resources=dict.fromkeys(capacity.custom_resources(recipe), UNLIMITED),
             include_dashboard=False,
             # What libraries say in dozens of processes is kept in Ray's session folder; errors come as exceptions.
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    signal.signal(signal.SIGTERM, _interrupt)  # ray.init() has put a handler of its own there
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
+    capacity.check(recipe, parts, may_grow="RAY_ADDRESS" in os.environ)
 
 
 def logical_cpus(recipe: Recipe, cores: int) -> int:

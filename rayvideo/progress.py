@@ -1,4 +1,4 @@
-"""One look for every progress bar: a bar on a terminal, a line every few seconds in a log."""
+"""One look for every progress bar: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 LOG_EVERY_S = 5.0
+LOG_EVERY_SHARE = 0.01  # of the time since the start, once that is more: a week's log has a thousand lines, not 100 000
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s in {elapsed}, {remaining} left{postfix}"
 
 
@@ -19,7 +20,13 @@ def progress(label: str, total: int, items: Iterable | None = None, unit: str = 
 
 
 class _Lines(tqdm):
-    """A log is read by line and long after: no carriage returns."""
+    """A log is read by line and long after: no carriage returns, nothing twice, and less often as time goes on."""
+
+    _told: float | None = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.n == self._told:
+            return
+        self._told = self.n
         self.fp.write(f"{self if msg is None else msg}\n")
+        self.mininterval = self.maxinterval = max(LOG_EVERY_S, LOG_EVERY_SHARE * self.format_dict["elapsed"])

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
 from rayvideo.errors import UserError
@@ -22,6 +23,18 @@ from rayvideo.errors import UserError
 Precision = Literal["fp32", "bf16", "fp16"]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _are_custom(resources: dict[str, float]) -> dict[str, float]:
+    if own := {"CPU", "GPU", "memory", "object_store_memory"} & resources.keys():
+        raise PydanticCustomError("resources", f"{', '.join(sorted(own))} is not a custom resource")
+    if not all(0 < amount < float("inf") for amount in resources.values()):
+        raise PydanticCustomError("resources", "amounts must be above 0")
+    return resources
+
+
+# Ray's custom resources: on a cluster with node groups they say which group something runs on (docs/clusters.md).
+Resources = Annotated[dict[str, float], AfterValidator(_are_custom)]
 
 
 class RecipeError(UserError, ValueError):
@@ -70,6 +83,8 @@ class Data(Section):
     encoders: Positive = Field(1, description="Actors that run the VAE encoder and the text tower.")
     encoder_cpus: float = Field(1.0, ge=0, description="CPUs per encoder.")
     encoder_gpus: float = Field(0.0, ge=0, description="GPUs per encoder.")
+    decode_resources: Resources = Field({}, description="Custom resources of a task that decodes clips or writes them.")
+    encoder_resources: Resources = Field({}, description="Custom resources per encoder.")
     batch_size: Positive = Field(4, description="Clips per encoder call.")
 
     @model_validator(mode="after")
@@ -231,6 +246,7 @@ class Training(Section):
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a worker reserves (0 trains on CPU).")
+    resources: Resources = Field({}, description="Custom resources that a worker reserves, e.g. {trainer: 1}.")
 
     @model_validator(mode="after")
     def _fp16_is_scaled(self) -> Training:
@@ -288,6 +304,7 @@ class Evaluation(Section):
     workers: Positive = Field(1, description="Actors that generate clips.")
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs per generating actor.")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs per generating actor.")
+    resources: Resources = Field({}, description="Custom resources per generating actor.")
     judges: tuple[Judge, ...] = Field((), description="Held-out judges: they only report, nothing is trained on them.")
     features: Features | None = Field(None, description="Feature distance to reference clips (KID).")
     every: int = Field(0, ge=0, description="Training steps between comparisons in MLflow; 0: only first and last.")

@@ -35,7 +35,6 @@ CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32
 REASONS_SHOWN = 3
 OUTCOME = ("id", "video", "caption", "reason")
-PROCESS_BYTES = 256 * 2**20  # what a decoding process takes besides pixels
 
 
 def open_latents(recipe: Recipe) -> LatentTable:
@@ -79,7 +78,12 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
     try:
         if missing:
             shards = _encoded_clips(recipe, entries, missing, shape).map_batches(
-                tasks.write_shard, fn_args=(out,), batch_size=CLIPS_PER_SHARD, batch_format="pyarrow", num_cpus=0.5
+                tasks.write_shard,
+                fn_args=(out,),
+                batch_size=CLIPS_PER_SHARD,
+                batch_format="pyarrow",
+                num_cpus=0.5,
+                resources=recipe.data.decode_resources,
             )
             outcomes = (block for _, block in _blocks(shards, *OUTCOME))
             _tally(recipe, outcomes, len(entries), len(present), rejected)
@@ -146,16 +150,16 @@ def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[in
         "caption": pa.array([entries[number]["caption"] for number in chosen], pa.string()),
     }
     data = recipe.data
-    # Reserved so that decoding can't run a machine out of memory, and so that Ray Data does not fuse decoding into the
-    # encoders, which it does where resources are equal.
-    memory = PROCESS_BYTES + 2 * data.batch_size * data.frames * data.height * data.width * 3
     decoded = _dataset(pa.table(rows), data.batch_size).map_batches(
         tasks.decode,
         fn_args=(data,),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=data.decode_cpus,
-        memory=memory,
+        # So that decoding can't run a machine out of memory, and so that Ray Data does not fuse decoding into the
+        # encoders, which it does where resources are equal.
+        memory=tasks.decoding_bytes(data),
+        resources=data.decode_resources,
     )
     return _encode(decoded, _ClipEncoder, recipe, shape)
 
@@ -186,6 +190,7 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
         compute=ActorPoolStrategy(size=data.encoders),
         num_cpus=data.encoder_cpus,
         num_gpus=data.encoder_gpus,
+        resources=data.encoder_resources,
     )
 
 

@@ -16,6 +16,12 @@ from rayvideo.recipe import Data
 
 # Readers get at single row groups, hence one row in each; and latents are noise, which does not compress.
 FORMAT: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+PROCESS_BYTES = 256 * 2**20  # what a decoding process takes besides pixels
+
+
+def decoding_bytes(data: Data) -> int:
+    """Memory of a task that decodes a block of clips."""
+    return PROCESS_BYTES + 2 * data.batch_size * data.frames * data.height * data.width * 3
 
 
 def decode(table: pa.Table, data: Data) -> pa.Table:

@@ -123,7 +123,9 @@ class Actors:
     def __init__(self, kind: Any, recipe: Recipe, *args: object) -> None:
         """Start `evaluation.workers` actors: kind(recipe, *args)."""
         options = recipe.evaluation
-        kind = kind.options(num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker)
+        kind = kind.options(
+            num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker, resources=options.resources
+        )
         self._actors = [kind.remote(recipe, *args) for _ in range(options.workers)]
 
     def __enter__(self) -> Self:

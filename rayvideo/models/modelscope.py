@@ -16,9 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 from typing_extensions import Self
 
 from rayvideo.models.base import ModelError, Part, Posterior, VideoModel
+
+disable_progress_bar()  # one for each file that is read, in every process and in every log
 
 RECOMPUTED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
 

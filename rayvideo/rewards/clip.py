@@ -13,11 +13,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.utils.logging import disable_progress_bar
 from typing_extensions import Self
 
 from rayvideo.rewards.base import RewardError
 from rayvideo.rewards.pixels import Resize
 from rayvideo.rewards.towers import TwoTowers
+
+disable_progress_bar()  # one for each file that is read, in every process and in every log
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 

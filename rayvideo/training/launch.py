@@ -104,7 +104,7 @@ def _fit(plan: Plan) -> Result:
         scaling_config=ScalingConfig(
             num_workers=options.workers,
             use_gpu=options.gpus_per_worker > 0,
-            resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker},
+            resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker, **options.resources},
         ),
         run_config=RunConfig(
             name=runs.CHECKPOINTS,
