@@ -73,5 +73,5 @@ def train(config: dict[str, Any]) -> None:
                     journal.save()
                 saver.save(step, journal.rate(step) if journal else None)
     finally:
-        saver.wait()  # should a step fail, the checkpoint before it counts all the same
+        saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()

@@ -121,11 +121,17 @@ class Saver:
             checkpoint_dir_name=name_of(step),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=self._upload,
+            delete_local_checkpoint_after_upload=False,  # `_upload` does, so that `close` need not wait for Ray
         )
 
     def wait(self) -> None:
         """Return when this worker's part of the newest checkpoint is in the run's storage, or failed to get there."""
         self._uploaded.wait()
+
+    def close(self) -> None:
+        """Wait, and leave nothing on this machine."""
+        self.wait()
+        shutil.rmtree(self._folder)
 
     def _state(self, step: int, best: Best | None) -> dict[str, object]:
         recipe = self._plan.recipe
@@ -145,6 +151,7 @@ class Saver:
         part = Part(self._plan.tracking.run_id, self._start.token, step, self._rank, self._workers)
         try:
             upload(Path(checkpoint.path), target, part)
+            shutil.rmtree(checkpoint.path)
         finally:
             self._uploaded.set()
         filesystem, inner = locate(target)
