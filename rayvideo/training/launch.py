@@ -178,5 +178,7 @@ def _finish(recipe: Recipe, ref: RunRef, tracker: Tracker, started: float) -> di
 def _best(folder: str, newest: Good) -> dict[str, Any] | None:
     """The checkpoint with the highest mean reward, and its adapter's place if it was kept."""
     best = newest.state["best"]
+    if best is None:
+        return None
     adapter = join(folder, f"{CHECKPOINTS}/{name_of(best['step'])}/adapter")
     return {**best, "adapter": adapter if is_file(join(adapter, "adapter_config.json")) else None}

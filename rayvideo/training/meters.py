@@ -90,10 +90,11 @@ class Journal:
         """Write the whole file."""
         write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
 
-    def rate(self, step: int) -> Best:
+    def rate(self, step: int) -> Best | None:
         """The best checkpoint, once `step` has one too: it is judged by the steps added since this was asked last."""
-        reward = fmean(self._since)
-        self._since.clear()
-        if self.best is None or reward > self.best.reward:
-            self.best = Best(step, reward)
+        if self._since:
+            reward = fmean(self._since)
+            self._since.clear()
+            if self.best is None or reward > self.best.reward:
+                self.best = Best(step, reward)
         return self.best

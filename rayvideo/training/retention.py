@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
 from rayvideo.training.checkpoints import prune
+
+logger = logging.getLogger(__name__)
 
 
 class Retention(UserCallback):
@@ -24,4 +27,7 @@ class Retention(UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when every worker's part of a checkpoint is in storage."""
-        prune(self._run_folder, self._keep, metrics[0]["best"] if self._keep_best else None)
+        try:
+            prune(self._run_folder, self._keep, metrics[0]["best"] if self._keep_best else None)
+        except OSError as error:  # no reason to end a run: the next checkpoint tries again
+            logger.warning("old checkpoints in %s can't be deleted: %s", self._run_folder, error)

@@ -11,6 +11,7 @@ from threading import Event
 from typing import NamedTuple
 
 import ray.train
+import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from rayvideo.data.storage import join, locate
@@ -18,6 +19,7 @@ from rayvideo.training.attempts import begin_attempt
 from rayvideo.training.checkpoints import (
     CHECKPOINTS,
     STATE,
+    CheckpointError,
     Part,
     fetched,
     name_of,
@@ -30,6 +32,14 @@ from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.meters import Best
 from rayvideo.training.plan import Plan
 from rayvideo.training.rng import load_rng, save_rng
+
+DEEPSPEEDS = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
+"""What DeepSpeed's shards hold beside tensors and plain values."""
 
 
 class Start(NamedTuple):
@@ -68,10 +78,25 @@ def load(engine: Engine, plan: Plan, start: Start, rank: int, workers: int) -> B
         return None
     with fetched(join(plan.run_folder, f"{CHECKPOINTS}/{name_of(start.step)}")) as folder:
         state = json.loads((folder / STATE).read_text())
+        refuse_code(folder, name_of(start.step))
         engine.load(folder)
         if state["workers"] == workers:
             load_rng(folder / _rng_file(rank))
     return Best(**state["best"]) if state["best"] else None
+
+
+def refuse_code(folder: Path, name: str) -> None:
+    """Raise `CheckpointError` if loading one of a checkpoint's files would call anything but what DeepSpeed's need.
+
+    DeepSpeed unpickles its shards without `weights_only`, so whoever can write into a bucket could run code here.
+    """
+    for file in sorted(folder.rglob("*.pt")):
+        unknown = set(torch.serialization.get_unsafe_globals_in_checkpoint(file)) - DEEPSPEEDS
+        if unknown:
+            raise CheckpointError(
+                f"{name}: {file.relative_to(folder)} holds objects that a checkpoint has no use for, and may run code: "
+                f"{sorted(unknown)}; don't load it, and find out who wrote it"
+            )
 
 
 class Saver:

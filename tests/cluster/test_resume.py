@@ -24,16 +24,16 @@ from rayvideo.data.storage import join, read_bytes, write_bytes
 from rayvideo.evaluation.folder import is_file, read_lines, read_summary
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
 from rayvideo.training.attempts import attempts_of
-from rayvideo.training.checkpoints import UnfinishedError, fetched, name_of, steps_in, verify
+from rayvideo.training.checkpoints import fetched, name_of, steps_in
 from rayvideo.training.folder import folder_of
 from rayvideo.training.launch import finetune
 from tests.cluster.object_store import CREDENTIALS, object_store
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 8
-PATIENCE_S = 240
+STEPS = 6
+PATIENCE_S = 600  # a laden machine is slow to start Ray
 
 
 class Killed(NamedTuple):
@@ -49,7 +49,13 @@ class Killed(NamedTuple):
 
 
 def recipe_for(pipeline: Path, clips: Path, gate: Path, name: str, storage: str, database: str) -> Recipe:
-    judge = {"name": "gate", "type": "tests.cluster.gates:Gate", "checkpoint": str(gate), "options": {"seconds": 0.2}}
+    judge = {
+        "name": "gate",
+        "type": "tests.cluster.gates:Gate",
+        "checkpoint": str(gate),
+        "options": {"seconds": 0.2},
+        "timeout_s": 3600,
+    }
     return parse_recipe(
         {
             "model": {"path": str(pipeline)},
@@ -114,7 +120,7 @@ def killed(tiny_pipeline, tiny_clips, tmp_path_factory, store, ray_cluster) -> K
         workers[1].kill()
         wait_for(lambda: len(attempts_of(folder)) == 2)
         gate.unlink()
-        wait_for(lambda: is_whole(folder, 6))
+        wait_for(lambda: is_whole(folder, 4))
         gate.touch()
         everybody = psutil.Process(driver.pid).children(recursive=True)
         assert any("raylet" in title(process) for process in everybody)
@@ -123,7 +129,7 @@ def killed(tiny_pipeline, tiny_clips, tmp_path_factory, store, ray_cluster) -> K
         driver.wait()
     _, survivors = psutil.wait_procs(everybody, timeout=60)
     gate.unlink()
-    garble(join(folder, "checkpoints/step-000006/adapter/adapter_model.safetensors"))
+    garble(join(folder, "checkpoints/step-000004/adapter/adapter_model.safetensors"))
     write_bytes(join(folder, "summary.json"), b'{"finished": fal')
     finetune(recipe, resume=True)
     return Killed(recipe, folder, folder_of(undisturbed), database, [process.pid for process in survivors])
@@ -137,10 +143,7 @@ def title(process: psutil.Process) -> str:
 
 
 def is_whole(folder: str, step: int) -> bool:
-    try:
-        return verify(join(folder, f"checkpoints/{name_of(step)}"), run_id(folder)).step == step
-    except UnfinishedError:
-        return False
+    return all(is_file(join(folder, f"checkpoints/{name_of(step)}/index-{rank:05d}.json")) for rank in range(2))
 
 
 def garble(path: str) -> None:
@@ -190,26 +193,29 @@ def test_the_same_clips_came_in_the_same_order(killed):
 def test_every_attempt_says_where_it_began_and_why(killed):
     first, second, third = attempts_of(killed.folder)
     assert (first.from_step, first.why) == (0, "started")
-    assert second.from_step in (2, 4)
+    assert second.from_step == 2
     assert second.why.startswith("worker 1 was lost: ")
     assert second.call == first.call
-    assert (third.from_step, third.why) == (4, "resumed")
-    damage = "step-000006: adapter/adapter_model.safetensors is not what was written: other bytes of the same number"
+    assert (third.from_step, third.why) == (2, "resumed")
+    damage = "step-000004: adapter/adapter_model.safetensors is not what was written: other bytes of the same number"
     assert damage in third.refused
     tags = MlflowClient(killed.database).get_run(run_id(killed.folder)).data.tags
     assert tags["attempts"] == "3"
     assert [tags[f"attempt.{attempt.number}"] for attempt in (first, second, third)] == [
         str(attempt) for attempt in (first, second, third)
     ]
-    assert is_file(join(killed.folder, "checkpoints/refused/step-000006/adapter/adapter_model.safetensors"))
+    assert is_file(join(killed.folder, "checkpoints/refused/step-000004/adapter/adapter_model.safetensors"))
 
 
 def test_mlflow_has_one_run_with_each_step_once(killed):
     client = MlflowClient(killed.database)
     assert len(client.search_runs([client.get_run(run_id(killed.folder)).info.experiment_id])) == 2
-    own, other = (client.get_metric_history(run_id(folder), "reward") for folder in (killed.folder, killed.undisturbed))
-    assert [point.step for point in own] == list(range(1, STEPS + 1))
-    assert [point.value for point in own] == [point.value for point in other]
+    own, other = (
+        sorted((point.step, point.value) for point in client.get_metric_history(run_id(folder), "reward"))
+        for folder in (killed.folder, killed.undisturbed)
+    )
+    assert [step for step, _ in own] == list(range(1, STEPS + 1))
+    assert own == other
     assert client.get_run(run_id(killed.folder)).info.status == "FINISHED"
 
 

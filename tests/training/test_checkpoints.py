@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_random_numbers_go_on(tmp_path):
     wanted = [draw(), draw()]
     load_rng(tmp_path / "rng.pt")
     assert [draw(), draw()] == wanted
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("true",)
+
+
+def test_files_that_would_run_code_are_refused(tmp_path):
+    from rayvideo.training.saver import refuse_code  # imports DeepSpeed, which takes seconds
+
+    (tmp_path / "ds").mkdir()
+    torch.save({"step": 1, "weight": torch.ones(2)}, tmp_path / "ds/optimizer.pt")
+    save_rng(tmp_path / "rng-00000.pt")
+    refuse_code(tmp_path, "step-000001")
+    torch.save({"step": Code()}, tmp_path / "ds/optimizer.pt")
+    with pytest.raises(
+        CheckpointError, match=r"step-000001: ds/optimizer.pt holds objects .* may run code: \['posix.system'\]"
+    ):
+        refuse_code(tmp_path, "step-000001")
 
 
 def test_attempts_say_why(tmp_path):
