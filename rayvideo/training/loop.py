@@ -51,7 +51,7 @@ def train(config: dict[str, Any]) -> None:
     tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
-        tracker.tag(**{"attempts": start.attempt, f"attempt.{start.attempt}": start.said})
+        tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
     previews = Previews(recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, rank=rank, world_size=workers)
 
     if start.step == 0:
