@@ -174,9 +174,13 @@ def put_away(run_folder: str, refused: list[Refused]) -> None:
         _delete(filesystem, inner)
 
 
-def prune(run_folder: str, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of step `best`."""
-    for step in steps_in(run_folder)[:-keep]:
+def prune(run_folder: str, newest: int, keep: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `best`.
+
+    Args:
+        newest: Step of the newest whole one; what is newer is being written, and neither counted nor touched.
+    """
+    for step in [step for step in steps_in(run_folder) if step <= newest][:-keep]:
         if step != best:
             _delete(*locate(join(run_folder, f"{CHECKPOINTS}/{name_of(step)}")))
 

@@ -28,6 +28,6 @@ class Retention(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when every worker's part of a checkpoint is in storage."""
         try:
-            prune(self._run_folder, self._keep, metrics[0]["best"] if self._keep_best else None)
+            prune(self._run_folder, metrics[0]["step"], self._keep, metrics[0]["best"] if self._keep_best else None)
         except OSError as error:  # no reason to end a run: the next checkpoint tries again
             logger.warning("old checkpoints in %s can't be deleted: %s", self._run_folder, error)

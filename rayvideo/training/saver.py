@@ -140,14 +140,18 @@ class Saver:
             self._engine.save_adapter(folder / "adapter", weights)
             (folder / STATE).write_text(json.dumps(self._state(step, best), indent=2))
         self._uploaded.clear()
-        ray.train.report(
-            {"step": step, "best": best.step if best else None},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=name_of(step),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._upload,
-            delete_local_checkpoint_after_upload=False,  # `_upload` does, so that `close` need not wait for Ray
-        )
+        try:
+            ray.train.report(
+                {"step": step, "best": best.step if best else None},
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=name_of(step),
+                checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=self._upload,
+                delete_local_checkpoint_after_upload=False,  # `_upload` does, so that `close` need not wait for Ray
+            )
+        except BaseException:
+            self._uploaded.set()  # nothing is on its way
+            raise
 
     def wait(self) -> None:
         """Return when this worker's part of the newest checkpoint is in the run's storage, or failed to get there."""

@@ -99,7 +99,7 @@ def test_the_newest_good_checkpoint_is_found_and_fetched(store, tmp_path):
     checkpoints.put_away(run_folder, refused)
     assert checkpoints.steps_in(run_folder) == [2, 4]
     assert is_file(join(run_folder, "checkpoints/refused/step-000006/adapter/weights"))
-    checkpoints.prune(run_folder, keep=1)
+    checkpoints.prune(run_folder, 4, keep=1)
     assert checkpoints.steps_in(run_folder) == [4]
 
 

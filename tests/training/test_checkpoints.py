@@ -155,12 +155,13 @@ def test_putting_away_can_be_interrupted(tmp_path, monkeypatch):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (2, 4, 6, 8, 10):
         save(tmp_path, step)
-    checkpoints.prune(str(tmp_path), keep=2, best=4)
-    assert checkpoints.steps_in(str(tmp_path)) == [4, 8, 10]
-    checkpoints.prune(str(tmp_path), keep=2)
-    assert checkpoints.steps_in(str(tmp_path)) == [8, 10]
-    checkpoints.prune(str(tmp_path), keep=3)
-    assert checkpoints.steps_in(str(tmp_path)) == [8, 10]
+    save(tmp_path, 12, ranks=(0,))  # is being written
+    checkpoints.prune(str(tmp_path), 10, keep=2, best=4)
+    assert checkpoints.steps_in(str(tmp_path)) == [4, 8, 10, 12]
+    checkpoints.prune(str(tmp_path), 10, keep=1)
+    assert checkpoints.steps_in(str(tmp_path)) == [10, 12]
+    checkpoints.prune(str(tmp_path), 10, keep=3)
+    assert checkpoints.steps_in(str(tmp_path)) == [10, 12]
 
 
 def test_random_numbers_go_on(tmp_path):
