@@ -20,7 +20,7 @@ from rayvideo.evaluation.folder import is_file, read_lines, read_summary
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.recipe import Recipe, RecipeError
 from rayvideo.serving.pool import RewardPool
-from rayvideo.tracking import RunRef, Tracker, create_run, find_run, versions
+from rayvideo.tracking import RunRef, Tracker, create_run, find_run, tracking_uri, versions
 from rayvideo.training import folder as runs
 from rayvideo.training.attempts import attempts_of
 from rayvideo.training.checkpoints import (
@@ -54,6 +54,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """
     started = time.monotonic()
     recipe = runs.named(recipe)
+    tracking_uri(recipe)  # refuses sqlite in a bucket, before clips are encoded
     if not resume:
         runs.refuse_taken(recipe)
         return _train(recipe, None, "started", started)
