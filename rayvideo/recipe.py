@@ -243,6 +243,10 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")
+    keep_best: bool = Field(
+        True,
+        description="Also keep the checkpoint with the highest mean reward of the steps since the one before it.",
+    )
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a worker reserves (0 trains on CPU).")

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -120,12 +121,22 @@ class Tracker:
 
     Metrics are sent in the background; `flush` and `finish` wait for them and raise what went wrong. A `with` block
     closes the run at its end: finished, failed after an error, or killed by Ctrl-C.
+
+    Args:
+        skip_logged: Leave out what the run has already: steps that a resumed training does again would stand there
+            twice. A metric's values up to its newest step count as logged.
     """
 
-    def __init__(self, ref: RunRef) -> None:
+    def __init__(self, ref: RunRef, *, skip_logged: bool = False) -> None:
         self.ref = ref
         self._client = _client(ref.uri)
-        self._sending: list[Any] = []
+        # One thread, so that steps arrive in order: what was logged before a process was killed has no gaps.
+        self._sender = ThreadPoolExecutor(max_workers=1)
+        self._sending: list[Future[Any]] = []
+        self._logged: dict[str, int] = {}
+        if skip_logged:
+            newest = self._client.get_run(ref.run_id).data.to_proto().metrics
+            self._logged = {metric.key: metric.step for metric in newest}
 
     def __enter__(self) -> Tracker:
         return self
@@ -139,14 +150,22 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One value a metric at an optimizer step."""
         now = int(time.time() * 1000)
-        entries = [Metric(metric_name(name), float(value), now, step) for name, value in metrics.items()]
+        entries = [
+            Metric(metric_name(name), float(value), now, step)
+            for name, value in metrics.items()
+            if not self.logged(name, step)
+        ]
         for batch in _batches(entries, 1000):
-            self._sending.append(self._client.log_batch(self.ref.run_id, metrics=batch, synchronous=False))
+            self._sending.append(self._sender.submit(self._client.log_batch, self.ref.run_id, metrics=batch))
         if len(self._sending) >= 100:
             self.flush()
 
+    def logged(self, name: str, step: int) -> bool:
+        """Whether the run had a metric's value of this step already; False unless `skip_logged`."""
+        return step <= self._logged.get(metric_name(name), -1)
+
     def tag(self, **tags: str | int) -> None:
-        """Set tags; a resumed training tags its `attempt`, because steps after a rollback are logged twice."""
+        """Set tags."""
         self._client.log_batch(self.ref.run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def strip(self, name: str, step: int, base: Frames, tuned: Frames, caption: str) -> None:
@@ -172,7 +191,7 @@ class Tracker:
     def flush(self) -> None:
         """Wait until every metric has arrived."""
         while self._sending:
-            self._sending.pop().wait()
+            self._sending.pop(0).result()
 
     def reopen(self) -> None:
         """Mark a run as running again: a training that is resumed."""

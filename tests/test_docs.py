@@ -1,6 +1,5 @@
 """The documents say what the code does: their tables are current and their snippets run."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -121,6 +120,6 @@ def test_rewards_page_lists_the_releases() -> None:
 def test_every_figure_of_a_training_is_explained() -> None:
     explained = README.with_name("docs").joinpath("summary.md").read_text(encoding="utf-8")
     names = ("reward", "score/a", "gradient_norm", "saturation", "clipped", "seconds/step")
-    found = figures(json.dumps({"step": 1, **dict.fromkeys(names, 0.0)}), ["a"])
+    found = figures([{"step": 1, **dict.fromkeys(names, 0.0)}], ["a"])
     assert len(found) == 7
     assert [key for key in found if f"`{key}`" not in explained] == []

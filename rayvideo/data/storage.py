@@ -26,16 +26,24 @@ def absolute(path: str) -> str:
 
 
 def join(folder: str, name: str) -> str:
-    """`name` below `folder`, unless it is an absolute path or a URI already."""
+    """`name` below `folder`, unless it is an absolute path or a URI already.
+
+    A URI keeps its query, where an object store's endpoint may stand.
+    """
     if is_uri(name):
         return name
     if is_uri(folder):
-        return name if name.startswith("/") else f"{folder.rstrip('/')}/{name}"
+        place, mark, query = folder.partition("?")
+        return name if name.startswith("/") else f"{place.rstrip('/')}/{name}{mark}{query}"
     return str(Path(folder, name))
 
 
 def parent(path: str) -> str:
-    return path.rpartition("/")[0] if is_uri(path) else str(Path(path).parent)
+    """The folder that `path` lies in."""
+    if not is_uri(path):
+        return str(Path(path).parent)
+    place, mark, query = path.partition("?")
+    return f"{place.rpartition('/')[0]}{mark}{query}"
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.data.storage import join, locate, read_bytes
+
+logger = logging.getLogger(__name__)
 
 
 def read_summary(folder: str) -> dict[str, Any]:
@@ -21,3 +24,17 @@ def is_file(path: str) -> bool:
     """Whether there is such a file."""
     filesystem, inner = locate(path)
     return bool(filesystem.get_file_info(inner).type == pa.fs.FileType.File)
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file that holds one a line; none if there is no file.
+
+    Lines that are none, such as the last one of a process that was killed, are left out with a warning.
+    """
+    lines = []
+    for number, line in enumerate(read_bytes(path).splitlines() if is_file(path) else [], 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: line %d is no JSON, it is left out", path, number)
+    return lines

@@ -84,6 +84,8 @@ class Previews:
             return {}
         folder = f"samples/step-{step:06d}"
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
+            if self._tracker.logged(f"preview/{prompt.set}/motion.tuned", step):  # figures, the last to be logged
+                continue
             side_by_side = _enlarged(np.concatenate([base, after], axis=2))
             file = f"{folder}/{file_name(number, prompt)}.mp4"
             self._tracker.strip(f"preview/{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,19 +11,19 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from ray.train import Checkpoint, Result
 
 from rayvideo.data.storage import is_uri, join, read_bytes, write_bytes
 from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.recipe import Recipe, RecipeError
-from rayvideo.tracking import flatten
+from rayvideo.tracking import RunRef, flatten
 
-CHECKPOINTS = "checkpoints"
-SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"  # Ray Train's list of complete checkpoints
+RECIPE = "recipe.yaml"
+RUN = "run.json"
 MAY_CHANGE = (
     "training.steps",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_best",
     "training.max_failures",
     "training.cpus_per_worker",
     "training.gpus_per_worker",
@@ -31,6 +32,8 @@ MAY_CHANGE = (
     "storage",
 )
 """Options, and beginnings of options, that a resumed run may have another value for."""
+logger = logging.getLogger(__name__)
+
 WINDOW = 10  # steps that "first" and "last" figures are means of
 
 
@@ -48,47 +51,69 @@ def folder_of(recipe: Recipe) -> str:
 
 def refuse_taken(recipe: Recipe) -> None:
     """Raise `RecipeError` if a run of this name exists."""
-    if is_file(join(folder_of(recipe), "recipe.yaml")):
+    if is_file(join(folder_of(recipe), RECIPE)):
         raise RecipeError(
             f"tracking.run_name {recipe.tracking.run_name!r}: this run exists in {recipe.storage!r}; "
             "go on with it (--resume) or choose another name"
         )
 
 
-def newest_checkpoint(recipe: Recipe) -> Checkpoint:
-    """What a resumed run goes on from.
+def begun(recipe: Recipe) -> str:
+    """Id of the MLflow run that was begun under the recipe's name, and can be gone on with.
 
     Raises:
-        RecipeError: there is no such run, it has no checkpoint, or it was begun with another recipe.
+        RecipeError: there is no such run, it did not get as far as MLflow, or it was begun with another recipe.
     """
     name, folder = recipe.tracking.run_name, folder_of(recipe)
-    if not is_file(join(folder, "recipe.yaml")):
-        raise RecipeError(f"tracking.run_name {name!r}: no such run in {recipe.storage!r} to resume")
-    begun = dict(flatten(yaml.safe_load(read_bytes(join(folder, "recipe.yaml")))))
-    now = dict(flatten(recipe.model_dump(mode="json")))
-    for key in sorted(begun.keys() | now.keys()):
-        if begun.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
-            raise RecipeError(
-                f"{key}: run {name!r} was begun with {begun.get(key)!r}, and can't be resumed with {now.get(key)!r}"
-            )
-    known = is_file(join(folder, SNAPSHOT))
-    found = Result.from_path(join(folder, CHECKPOINTS)).checkpoint if known else None
-    if found is None:
+    if not is_file(join(folder, RECIPE)):
         raise RecipeError(
-            f"tracking.run_name {name!r} has no checkpoint to resume from; remove {folder!r} or choose another name"
+            f"tracking.run_name {name!r}: no such run in {recipe.storage!r} to resume; start it without --resume, or "
+            "set tracking.run_name and storage to those of the run that is meant"
         )
-    return found
+    try:
+        then = dict(flatten(yaml.safe_load(read_bytes(join(folder, RECIPE)))))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{join(folder, RECIPE)} can't be read: {error}; put the recipe that the run was begun with in its place"
+        ) from error
+    now = dict(flatten(recipe.model_dump(mode="json")))
+    for key in sorted(then.keys() | now.keys()):
+        if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
+            raise RecipeError(
+                f"{key}: run {name!r} was begun with {then.get(key)!r}, and can't be resumed with {now.get(key)!r}"
+            )
+    if not is_file(join(folder, RUN)):
+        raise RecipeError(
+            f"tracking.run_name {name!r} has nothing to resume from; remove {folder!r} or choose another name"
+        )
+    try:
+        return str(json.loads(read_bytes(join(folder, RUN)))["run_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f'{join(folder, RUN)} can\'t be read: {error!r}; write {{"run_id": "..."}} into it, with the id that '
+            f"MLflow shows for run {name!r}"
+        ) from error
+
+
+def write_run(folder: str, ref: RunRef) -> None:
+    """Write down whose folder it is; checkpoints of other MLflow runs are refused in it."""
+    write_bytes(join(folder, RUN), json.dumps(ref.shareable(), indent=2).encode())
 
 
 def write_recipe(recipe: Recipe) -> None:
     """Take the folder."""
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_bytes(join(folder_of(recipe), "recipe.yaml"), text.encode())
+    write_bytes(join(folder_of(recipe), RECIPE), text.encode())
 
 
 def write_summary(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Put `facts` into summary.json beside what it holds already, and return all of it."""
-    summary = {**read_summary(folder), **facts}
+    try:
+        before = read_summary(folder)
+    except ValueError as error:
+        logger.warning("%s can't be read, and is written anew: %s", join(folder, "summary.json"), error)
+        before = {}
+    summary = {**before, **facts}
     write_bytes(join(folder, "summary.json"), json.dumps(summary, indent=2).encode())
     return summary
 
@@ -101,9 +126,8 @@ def copy_adapter(source: Path, folder: str) -> str:
     return target
 
 
-def figures(metrics: str, judges: Sequence[str]) -> dict[str, Any]:
-    """What a run's metrics.jsonl comes down to: means of the first and last steps, and of the time that a step took."""
-    steps = [json.loads(line) for line in metrics.splitlines()]
+def figures(steps: Sequence[dict[str, Any]], judges: Sequence[str]) -> dict[str, Any]:
+    """What the lines of metrics.jsonl come down to: means of the first and last steps, and of a step's seconds."""
 
     def ends(key: str) -> dict[str, float]:
         values = [step[key] for step in steps]

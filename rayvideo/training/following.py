@@ -1,4 +1,4 @@
-"""The driver's view of a training that runs elsewhere: a progress bar fed by the run's metrics.jsonl."""
+"""The driver's view of a training that runs elsewhere: a progress bar fed by files of the run folder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
-from rayvideo.data.storage import locate
+from rayvideo.data.storage import join, locate
 from rayvideo.evaluation.folder import is_file
 from rayvideo.progress import progress
+from rayvideo.training.attempts import attempts_of
 
 EVERY_S = 0.5
 TAIL_BYTES = 65536  # more than a line
 
 
 @contextmanager
-def following(metrics: str, steps: int, judges: Sequence[str]) -> Iterator[None]:
-    """Show a bar for as long as the block runs: how many of `steps` are done, with the judges' raw scores."""
+def following(run_folder: str, steps: int, judges: Sequence[str], call: str) -> Iterator[None]:
+    """Show a bar for as long as the block runs: how many of `steps` are done, with the judges' raw scores.
+
+    Says so when the workers of this `call` of finetune were started again, or passed over a checkpoint.
+    """
     done = Event()
-    thread = Thread(target=_follow, args=(metrics, steps, judges, done), daemon=True)
+    thread = Thread(target=_follow, args=(run_folder, steps, judges, call, done), daemon=True)
     thread.start()
     try:
         yield
@@ -29,15 +33,18 @@ def following(metrics: str, steps: int, judges: Sequence[str]) -> Iterator[None]
         thread.join()
 
 
-def _follow(metrics: str, steps: int, judges: Sequence[str], done: Event) -> None:
+def _follow(run_folder: str, steps: int, judges: Sequence[str], call: str, done: Event) -> None:
     with progress("fine-tuning", steps, unit="step") as bar:
-        finished = False
+        finished, told = False, 0
         while not finished:
             finished = done.wait(EVERY_S)  # the last look comes after the last step
-            newest = last_line(metrics)
+            attempts = [attempt for attempt in attempts_of(run_folder) if attempt.call == call]
+            for number, attempt in enumerate(attempts[told:], told):
+                if number or attempt.refused:
+                    bar.write(f"training goes on {attempt}")
+            told = len(attempts)
+            newest = last_line(join(run_folder, "metrics.jsonl"))
             if newest is not None:
-                if newest["step"] < bar.n:
-                    bar.write(f"a worker was lost after step {bar.n}; training goes on from step {newest['step']}")
                 bar.set_postfix({judge: f"{newest[f'score/{judge}']:.4f}" for judge in judges}, refresh=False)
                 bar.update(newest["step"] - bar.n)
 

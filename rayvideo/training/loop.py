@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray.train
@@ -20,10 +17,10 @@ from rayvideo.precision import DTYPES
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
-from rayvideo.training.guards import NonFiniteError
-from rayvideo.training.meters import Clock, Journal, mean_over_workers
+from rayvideo.training.meters import Clock, Journal, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
-from rayvideo.training.plan import STATE, Plan
+from rayvideo.training.plan import Plan
+from rayvideo.training.saver import Saver, agree, load
 
 
 def train(config: dict[str, Any]) -> None:
@@ -47,57 +44,34 @@ def train(config: dict[str, Any]) -> None:
     rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
     engine = Engine(adapted, recipe.training, rollout.passes)
     model.denoiser = engine.denoiser
-    start = _resume(engine)
+    start = agree(plan, rank, workers)
+    best = load(engine, plan, start, rank, workers)
 
     trainer = trainer_for(rollout, recipe, plan.table, plan.pool, engine, clock, rank=rank)
-    tracker = Tracker(plan.tracking) if rank == 0 else None
-    journal = Journal(join(plan.run_folder, "metrics.jsonl"), start) if rank == 0 else None
+    tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
+    journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
+    if tracker:
+        tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
     previews = Previews(recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, rank=rank, world_size=workers)
 
-    if start == 0:
+    if start.step == 0:
         previews.show(0)
-    for step in range(start + 1, recipe.training.steps + 1):
-        values = mean_over_workers(trainer.step(step), device)
-        if tracker and journal:
-            tracker.log(step, values)
-            journal.add(step, values)
-        last = step == recipe.training.steps
-        if last or step % recipe.training.checkpoint_every == 0:
+    saver = Saver(engine, plan, start, rank, workers)
+    try:
+        for step in range(start.step + 1, recipe.training.steps + 1):
+            values = mean_over_workers(trainer.step(step), device)
+            clips = gather_over_workers(torch.tensor(trainer.taken(), device=device)).tolist()
             if tracker and journal:
-                tracker.flush()
-                journal.save()
-            _checkpoint(engine, plan, step, rank)
-        if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0):
-            previews.show(step)
-    if tracker:
-        tracker.flush()
+                tracker.log(step, values)
+                journal.add(step, {**values, "clips": clips})
+            last = step == recipe.training.steps
+            if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0):
+                previews.show(step)
+            if last or step % recipe.training.checkpoint_every == 0:
+                if tracker and journal:
+                    tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
+                    journal.save()
+                saver.save(step, journal.rate(step) if journal else None)
+    finally:
+        saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()
-
-
-def _resume(engine: Engine) -> int:
-    """Load the run's newest checkpoint, if there is one, and return how many steps it holds."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0
-    with checkpoint.as_directory() as folder:
-        engine.load(Path(folder))
-        return json.loads(Path(folder, STATE).read_text())["step"]
-
-
-def _checkpoint(engine: Engine, plan: Plan, step: int, rank: int) -> None:
-    """Hand everything that a run needs to go on to Ray Train, which registers it when all workers' parts are there."""
-    weights = engine.adapter()
-    for name, weight in weights.items():
-        if not weight.isfinite().all():
-            raise NonFiniteError(f"step {step}: NaN or Inf in the adapter's weights {name}")
-    with TemporaryDirectory() as folder:
-        engine.save(Path(folder))
-        if rank == 0:
-            engine.save_adapter(Path(folder, "adapter"), weights)
-            state = {"step": step, "mlflow": plan.tracking.shareable(), "recipe": plan.recipe.model_dump(mode="json")}
-            Path(folder, STATE).write_text(json.dumps(state, indent=2))
-        ray.train.report(
-            {"step": step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step-{step:06d}",
-        )

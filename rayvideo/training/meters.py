@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayvideo.data.storage import is_uri, read_bytes, write_bytes
-from rayvideo.evaluation.folder import is_file
+from rayvideo.data.storage import is_uri, write_bytes
+from rayvideo.evaluation.folder import read_lines
+
+logger = logging.getLogger(__name__)
 
 
 class Clock:
@@ -47,23 +52,36 @@ def gather_over_workers(values: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+class Best(NamedTuple):
+    """The checkpoint whose steps were rewarded most."""
+
+    step: int
+    reward: float
+    """Mean over the steps since the checkpoint before."""
+
+
 class Journal:
     """metrics.jsonl: one JSON object a step, in the order of steps, each step once.
 
     Args:
         path: Local file or URI; steps up to `start` that it holds already are kept.
         start: Optimizer steps that are done.
+        best: Of the checkpoints so far.
     """
 
-    def __init__(self, path: str, start: int) -> None:
+    def __init__(self, path: str, start: int, best: Best | None = None) -> None:
         self._path = path
-        lines = read_bytes(path).decode().splitlines() if start and is_file(path) else []
-        self._lines = [line for line in lines if json.loads(line)["step"] <= start]
+        self._lines = [json.dumps(line) for line in read_lines(path) if line["step"] <= start]
+        if missing := start - len(self._lines):
+            logger.warning("%s: %d of the first %d steps are missing; MLflow has them", path, missing, start)
+        self._since: list[float] = []
+        self.best = best
         self.save()
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a step."""
         self._lines.append(json.dumps({"step": step, **values}))
+        self._since.append(values["reward"])
         if not is_uri(self._path):  # a bucket's objects can't grow: there `save` brings the new lines
             with open(self._path, "a") as file:
                 file.write(self._lines[-1] + "\n")
@@ -71,3 +89,12 @@ class Journal:
     def save(self) -> None:
         """Write the whole file."""
         write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
+
+    def rate(self, step: int) -> Best | None:
+        """The best checkpoint, once `step` has one too: it is judged by the steps added since this was asked last."""
+        if self._since:
+            reward = fmean(self._since)
+            self._since.clear()
+            if self.best is None or reward > self.best.reward:
+                self.best = Best(step, reward)
+        return self.best

@@ -11,9 +11,6 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
 
-STATE = "state.json"
-"""In a checkpoint, beside DeepSpeed's files and the adapter: step, MLflow run, recipe."""
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,3 +24,7 @@ class Plan:
     shown: dict[str, Tensor]
     """Embeddings of the captions whose clips are compared during training, and of ""."""
     tracking: RunRef
+    call: str
+    """Differs with every call of `finetune`."""
+    why: str
+    """Reason of that call, for the record of attempts."""

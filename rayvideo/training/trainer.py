@@ -48,6 +48,7 @@ class Trainer:
         self._clock = clock
         self._rank = rank
         self._ahead = 1 if can_roll_ahead(recipe) else 0
+        self._taken: list[int] = []
 
     def step(self, step: int) -> dict[str, float]:
         """Edit this worker's clips of optimizer step `step` (counted from 1), have them judged and learn from it.
@@ -66,6 +67,11 @@ class Trainer:
             update = self._update(step)
         return self._report(step, learned, [update])
 
+    def taken(self) -> list[int]:
+        """Ids of this worker's clips since this was asked last, in the order of the global batch."""
+        taken, self._taken = self._taken, []
+        return taken
+
     def _micro_batches(self, step: int) -> Iterator[tuple[int, Batch]]:
         """This worker's share of the step's clips, and where in the global batch each micro-batch starts."""
         size, chosen = self._recipe.training.batch_size, self._chosen(step)
@@ -82,6 +88,7 @@ class Trainer:
     def _send(self, edited: Edited) -> tuple[Edited, Pending]:
         """Send the decoded frames to the judges, without waiting."""
         segments = self._recipe.reward.segments
+        self._taken += edited.clips.ids
         captions = [caption for caption in edited.clips.captions for _ in range(segments)]
         with self._clock("judge"):
             return edited, self._pool.submit(edited.pixels.flatten(0, 1), captions, edited.pixels.requires_grad)

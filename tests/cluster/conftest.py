@@ -10,12 +10,13 @@ import pytest
 import ray
 
 from rayvideo.command import ENVIRONMENT
+from tests.cluster.object_store import CREDENTIALS
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A one-node cluster with 4 logical CPUs, however many the machine has."""
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **CREDENTIALS}.items():
         os.environ.setdefault(name, value)
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield

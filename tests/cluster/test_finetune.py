@@ -85,7 +85,7 @@ def test_every_step_is_logged(finished):
     lines = metrics_of(finished.folder)
     segments = range(finished.recipe.reward.segments)
     assert set(lines[0]) == {
-        "step", "reward", "loss", "saturation", "gradient_norm", "clipped", "skipped", "lr",
+        "step", "clips", "reward", "loss", "saturation", "gradient_norm", "clipped", "skipped", "lr",
         *(f"score/{judge}" for judge in ("hps", "fragile")),
         *(f"score/{judge}/segment-{i}" for judge in ("hps", "fragile") for i in segments),
         *(f"judge_gradient_norm/{judge}" for judge in ("hps", "fragile")),
@@ -163,8 +163,9 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
     assert client.get_run(run_id).info.status == "FINISHED"
     lines = metrics_of(folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    timeless = [key for key in lines[0] if not key.startswith(("seconds/", "judge_gradient_norm/"))]
+    timeless = [key for key in lines[0] if not key.startswith(("seconds/", "judge_gradient_norm/", "clips"))]
     for own, other in zip(lines, metrics_of(finished.folder), strict=True):
+        assert own["clips"] == other["clips"]
         assert {key: own[key] for key in timeless} == pytest.approx({key: other[key] for key in timeless}, rel=1e-3)
     tuned, wanted = load_file(folder / "adapter" / "adapter_model.safetensors"), finished.adapter()
     assert tuned.keys() == wanted.keys()

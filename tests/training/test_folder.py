@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.tracking import RunRef
 from rayvideo.training import folder as runs
 
 
@@ -45,13 +46,23 @@ def test_a_taken_name_is_refused(tmp_path):
         runs.refuse_taken(recipe)
 
 
-def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
-    recipe = recipe_in(tmp_path)
-    with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
-        runs.newest_checkpoint(recipe)
+def begin(recipe: Recipe) -> None:
     runs.write_recipe(recipe)
-    with pytest.raises(RecipeError, match="'first' has no checkpoint to resume from"):
-        runs.newest_checkpoint(recipe)
+    runs.write_run(runs.folder_of(recipe), RunRef("sqlite:///mlflow.db", "1", "abc"))
+
+
+def test_only_a_run_that_was_begun_can_be_resumed(tmp_path):
+    recipe = recipe_in(tmp_path)
+    with pytest.raises(RecipeError, match="'first': no such run in .* to resume; start it without --resume, or"):
+        runs.begun(recipe)
+    runs.write_recipe(recipe)
+    with pytest.raises(RecipeError, match="'first' has nothing to resume from; remove .* or choose another name"):
+        runs.begun(recipe)
+    begin(recipe)
+    assert runs.begun(recipe) == "abc"
+    Path(runs.folder_of(recipe), "recipe.yaml").write_text("model: {path: [")
+    with pytest.raises(RecipeError, match=r"(?s)recipe.yaml can't be read: .* put the recipe .* in its place"):
+        runs.begun(recipe)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +78,15 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
     ],
 )
 def test_another_recipe_is_refused(tmp_path, change, message):
-    runs.write_recipe(recipe_in(tmp_path))
+    begin(recipe_in(tmp_path))
     with pytest.raises(RecipeError, match=message):
-        runs.newest_checkpoint(recipe_in(tmp_path, **change))
+        runs.begun(recipe_in(tmp_path, **change))
 
 
 def test_what_does_not_change_the_numbers_may_change(tmp_path):
-    runs.write_recipe(recipe_in(tmp_path))
-    changed = recipe_in(tmp_path, training={"steps": 7, "max_failures": 0}, evaluation={"previews": 9})
-    with pytest.raises(RecipeError, match="no checkpoint"):  # all that is missing
-        runs.newest_checkpoint(changed)
+    begin(recipe_in(tmp_path))
+    changed = {"training": {"steps": 7, "max_failures": 0, "keep_best": False}, "evaluation": {"previews": 9}}
+    assert runs.begun(recipe_in(tmp_path, **changed)) == "abc"
 
 
 def test_figures_are_means_of_the_ends():
@@ -92,7 +102,7 @@ def test_figures_are_means_of_the_ends():
         }
         for step in range(1, 21)
     ]
-    figures = runs.figures("".join(json.dumps(line) + "\n" for line in lines), ["judge"])
+    figures = runs.figures(lines, ["judge"])
     assert figures["window"] == 10
     assert figures["reward"] == {"first": 5.5, "last": 15.5}
     assert figures["scores"] == {"judge": {"first": 11, "last": 31}}
@@ -104,3 +114,10 @@ def test_summaries_keep_what_other_jobs_wrote(tmp_path):
     runs.write_summary(str(tmp_path), {"sets": 1, "finished": False})
     runs.write_summary(str(tmp_path), {"finished": True})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"sets": 1, "finished": True}
+
+
+def test_a_garbled_summary_is_written_anew(tmp_path, caplog):
+    (tmp_path / "summary.json").write_text('{"finished": fal')
+    runs.write_summary(str(tmp_path), {"finished": True})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"finished": True}
+    assert "summary.json can't be read, and is written anew" in caplog.text

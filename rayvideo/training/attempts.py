@@ -1,0 +1,69 @@
+"""How often a run's workers were started, from which step and why: attempts.jsonl in the run folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+
+from rayvideo.data.storage import join, read_bytes, write_bytes
+from rayvideo.evaluation.folder import is_file, read_lines
+
+ATTEMPTS = "attempts.jsonl"
+LOST = "lost.json"  # why workers were lost: from Ray Train's controller to the next attempt
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run's workers."""
+
+    number: int
+    from_step: int
+    """Optimizer steps that were done already."""
+    workers: int
+    why: str
+    refused: list[str]
+    """Newer checkpoints that could not be used, with the reason."""
+    call: str
+    """Differs with every call of `finetune`; those of one call differ because workers were lost or changed."""
+    at: str
+    """ISO 8601, UTC."""
+
+    def __str__(self) -> str:
+        refused = "".join(f"; refused {reason}" for reason in self.refused)
+        return f"from step {self.from_step} on {self.workers} workers: {self.why}{refused}"
+
+
+def attempts_of(run_folder: str) -> list[Attempt]:
+    """All attempts so far, the first first."""
+    return [Attempt(**line) for line in read_lines(join(run_folder, ATTEMPTS))]
+
+
+def note_lost(run_folder: str, why: str) -> None:
+    """Remember why the workers of the newest attempt were lost."""
+    note = {"attempt": len(attempts_of(run_folder)), "why": why}
+    write_bytes(join(run_folder, LOST), json.dumps(note).encode())
+
+
+def begin_attempt(run_folder: str, call: str, why: str, from_step: int, workers: int, refused: list[str]) -> Attempt:
+    """Write down that workers start, and return it.
+
+    Args:
+        call: Of `finetune`.
+        why: Reason of that call, and so of its first attempt.
+    """
+    earlier = attempts_of(run_folder)
+    if any(attempt.call == call for attempt in earlier):
+        why = _lost(run_folder, earlier[-1]) or f"{earlier[-1].workers} workers became {workers}"
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call, now)
+    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in (*earlier, attempt)]
+    write_bytes(join(run_folder, ATTEMPTS), "".join(f"{line}\n" for line in lines).encode())
+    return attempt
+
+
+def _lost(run_folder: str, attempt: Attempt) -> str | None:
+    """Why the workers of an attempt were lost; None if Ray Train started others for another reason."""
+    path = join(run_folder, LOST)
+    note = json.loads(read_bytes(path)) if is_file(path) else {}
+    return note["why"] if note.get("attempt") == attempt.number else None

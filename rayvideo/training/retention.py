@@ -1,0 +1,33 @@
+"""Which checkpoints are kept. Runs in Ray Train's controller, so it imports little."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from rayvideo.training.checkpoints import prune
+
+logger = logging.getLogger(__name__)
+
+
+class Retention(UserCallback):
+    """Deletes old checkpoints once a new one is whole.
+
+    Args:
+        keep: Newest ones that stay.
+        keep_best: Whether the best one stays as well.
+    """
+
+    def __init__(self, run_folder: str, keep: int, keep_best: bool) -> None:
+        self._run_folder = run_folder
+        self._keep = keep
+        self._keep_best = keep_best
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Called when every worker's part of a checkpoint is in storage."""
+        try:
+            prune(self._run_folder, metrics[0]["step"], self._keep, metrics[0]["best"] if self._keep_best else None)
+        except OSError as error:  # no reason to end a run: the next checkpoint tries again
+            logger.warning("old checkpoints in %s can't be deleted: %s", self._run_folder, error)
