@@ -70,9 +70,8 @@ def _warnings(recipe: Recipe, chain: Chain, name: str, where: str) -> list[str]:
     for judge in recipe.evaluation.judges:
         gain = chain.gain(judge.name)[name]
         if gain is not None and gain < -JUDGE_FALL:
-            found.append(
-                f"{where}: {roles(recipe)[judge.name]} judge {judge.name!r} fell by {-gain:.2f} standard deviations"
-            )
+            role = roles(recipe)[judge.name]
+            found.append(f"{where}: {role} judge {judge.name!r} fell by {-gain:.2f} standard deviations")
     motion = change(base, tuned, "motion")
     if abs(motion) > MOTION_CHANGE:
         found.append(f"{where}: motion changed by {motion:+.0%}; up to {MOTION_CHANGE:.0%} is usual")
