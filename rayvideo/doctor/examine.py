@@ -42,7 +42,7 @@ def examine(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> l
 
 
 def _run(
-    phase: Callable[..., Iterator[Samples | Finding]],
+    phase: Callable[..., Iterator[object]],
     recipe: Recipe,
     judges: Sequence[Judge],
     cpus: float,
@@ -50,13 +50,21 @@ def _run(
     say: Callable[[str], None],
     *arguments: object,
 ) -> list[Samples | Finding]:
-    """What `phase` finds in a process with these resources; it is given recipe, pool and `arguments`."""
+    """What `phase` finds, after a first word on its device, in a process with these resources.
+
+    It is given recipe, pool and `arguments`.
+    """
     found: list[Samples | Finding] = []
     pool = RewardPool(judges)
     try:
         say("starting judges and a worker")
         stream = ray.remote(phase).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        for reference in stream.remote(recipe, pool, *arguments):
+        running = stream.remote(recipe, pool, *arguments)
+        patience = max(judge.timeout_s for judge in judges)
+        if not ray.wait([running], timeout=patience)[0]:
+            raise UserError(f"no worker with {cpus:g} CPUs and {gpus:g} GPUs was free within {patience:g} s")
+        say(f"worker on {ray.get(next(running))}")
+        for reference in running:
             found.append(ray.get(reference))
             if isinstance(found[-1], Finding):
                 say(f"{found[-1].about}: {found[-1].name}")
@@ -65,16 +73,16 @@ def _run(
     except RayError as error:
         if not found:
             raise
-        words = f"the process died: {str(error).splitlines()[0]}"
-        found.append(Finding("memory", False, words, microbatch.MEMORY_MEND, about=TRAINING))
+        mend = f"if it ran out of memory: {microbatch.MEMORY_MEND}"
+        found.append(Finding("process", False, f"died: {str(error).splitlines()[0]}", mend, about="worker"))
     finally:
         pool.close()
     return found
 
 
-def train_phase(recipe: Recipe, pool: RewardPool) -> Iterator[Samples | Finding]:
+def train_phase(recipe: Recipe, pool: RewardPool) -> Iterator[str | Samples | Finding]:
     """The judges that train, and a step that they judge."""
-    device = _device()
+    yield str(device := _device())
     samples, table = sample(recipe, device)
     yield samples
     healthy = yield from _judges(recipe, pool, samples, device, trains=True)
@@ -88,9 +96,10 @@ def train_phase(recipe: Recipe, pool: RewardPool) -> Iterator[Samples | Finding]
         yield replace(failed("one step", error), about=TRAINING)
 
 
-def report_phase(recipe: Recipe, pool: RewardPool, samples: Samples) -> Iterator[Finding]:
+def report_phase(recipe: Recipe, pool: RewardPool, samples: Samples) -> Iterator[str | Finding]:
     """The judges that only report."""
-    yield from _judges(recipe, pool, samples, _device(), trains=False)
+    yield str(device := _device())
+    yield from _judges(recipe, pool, samples, device, trains=False)
 
 
 def _device() -> torch.device:

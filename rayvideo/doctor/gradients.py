@@ -33,7 +33,8 @@ def attached(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Finding:
     scores = reward.score(leaf, list(prompts))
     if not scores.requires_grad:
         return Finding(name, False, "detached: scores have no graph", mend)
-    (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
+    slopes: tuple[Tensor | None, ...] = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
+    (gradient,) = slopes
     if gradient is None:
         return Finding(name, False, "detached: the scores' graph does not reach the frames", mend)
     norms = gradient.flatten(1).norm(dim=1)
@@ -84,7 +85,7 @@ def finite_differences(reward: Reward, frames: Tensor, prompts: Sequence[str], s
     noise = torch.randn(frames.shape, generator=generator).to(frames.device)
     some = gradient * (torch.rand(frames.shape, generator=generator).to(frames.device) < 0.5)
     # A convolution in TF32 would not see the smaller steps.
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         errors = [_error(reward, inside, prompts, gradient, direction) for direction in (noise, some)]
     measured = f"off by {errors[0]:.1g} along noise, {errors[1]:.1g} along the gradient"
     mend = (

@@ -78,13 +78,10 @@ def _seen(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Tensor | No
 
     def catch(module: nn.Module, arguments: Any) -> None:
         first = arguments[0] if arguments else None
-        picture = isinstance(first, Tensor) and first.ndim == 4 and first.shape[:2] == (len(frames), 3)
-        if (
-            not caught
-            and picture
-            and first.is_floating_point()
-            and next(module.parameters(recurse=False), None) is not None
-        ):
+        has_weights = next(module.parameters(recurse=False), None) is not None
+        if caught or not has_weights or not isinstance(first, Tensor) or not first.is_floating_point():
+            return
+        if first.ndim == 4 and first.shape[:2] == (len(frames), 3):
             caught.append(first[..., first.shape[-2] // 2, first.shape[-1] // 2].float().cpu())
 
     hook = register_module_forward_pre_hook(catch)

@@ -70,7 +70,9 @@ def _read(recipe: Recipe) -> tuple[list[Entry], list[np.ndarray]]:
     shuffled = [listed[i] for i in _order(recipe, len(listed))]
     firsts = list({entry["caption"]: entry for entry in reversed(shuffled)}.values())
     tried = [*firsts, *(entry for entry in shuffled if entry not in firsts)][: 2 * CLIPS]
-    entries, clips, reasons = [], [], []
+    entries: list[Entry] = []
+    clips: list[np.ndarray] = []
+    reasons: list[str] = []
     for entry in tried:
         if len(clips) == CLIPS:
             break
