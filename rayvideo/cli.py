@@ -1,4 +1,4 @@
-"""Tools for one machine: `rayvideo convert` and `rayvideo export`. What a cluster runs is in jobs/."""
+"""Tools beside the jobs: `rayvideo doctor`, `rayvideo convert`, `rayvideo export`. What a cluster runs is in jobs/."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     root = argparse.ArgumentParser(prog="rayvideo", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    examine = commands.add_parser("doctor", help="try a recipe's judges and one step, before GPU hours are spent")
+    examine.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe, see jobs/recipes/")
+    examine.add_argument("--json", metavar="FILE", help="write the findings there too")
+    examine.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.batch_size=4"
+    )
+    examine.set_defaults(run=doctor)
 
     convert = commands.add_parser("convert", help="another project's checkpoints -> a diffusers folder")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
@@ -53,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
         whole.add_argument("--out", required=True, metavar="PATH", help="new folder (merged) or file (vgen)")
         whole.set_defaults(run=export_merged if name == "merged" else export_vgen)
     return root
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """`rayvideo doctor`: exit code 1 if a check failed."""
+    from rayvideo.doctor.command import run
+
+    if not run(args.recipe, args.overrides, args.json):
+        sys.exit(1)
 
 
 def convert_vgen(args: argparse.Namespace) -> None:

@@ -310,6 +310,11 @@ class Evaluation(Section):
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs per generating actor.")
     resources: Resources = Field({}, description="Custom resources per generating actor.")
     judges: tuple[Judge, ...] = Field((), description="Held-out judges: they only report, nothing is trained on them.")
+    allow_training_judges: bool = Field(
+        False,
+        description="Accept weights of reward.judges among them too, e.g. for the official score of the training "
+        "judge. It is then no guard: a rising score may only mean that the model pleases it.",
+    )
     features: Features | None = Field(None, description="Feature distance to reference clips (KID).")
     every: int = Field(0, ge=0, description="Training steps between comparisons in MLflow; 0: only first and last.")
     previews: Positive = Field(4, description="Captions shown in each of those comparisons and in the report, per set.")

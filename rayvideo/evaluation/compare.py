@@ -24,6 +24,7 @@ from rayvideo.data.video import write_clip
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.folder import is_file
+from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.judge import judge_clips
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid
 from rayvideo.evaluation.workers import Clips, Variant, Workers
@@ -100,7 +101,9 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     Raises:
         EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
         ManifestError: captions or reference clips can't be read.
+        RecipeError: a judge both trains and reports.
     """
+    check_held_out(recipe)
     if recipe.data.frames < MIN_FRAMES:
         raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")
     if not prompts(recipe):

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayvideo.evaluation.compare import Chain, Comparison, Figures
+from rayvideo.evaluation.heldout import trained_on
 from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe
 
@@ -20,9 +21,10 @@ JUDGE_FALL = 0.1  # of the standard deviation of the base's clips
 
 
 def roles(recipe: Recipe) -> dict[str, str]:
-    """Judge -> "training" or "held-out"."""
-    training = {judge.name: "training" for judge in recipe.reward.judges}
-    return training | {judge.name: "held-out" for judge in recipe.evaluation.judges}
+    """Judge -> "training" or "held-out"; weights that training listens to are "training" wherever they are listed."""
+    trained = trained_on(recipe)
+    judges = (*recipe.reward.judges, *recipe.evaluation.judges)
+    return {judge.name: "training" if judge.name in trained else "held-out" for judge in judges}
 
 
 def figures_of(recipe: Recipe, comparison: Comparison) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def _warnings(recipe: Recipe, chain: Chain, name: str, where: str) -> list[str]:
     for judge in recipe.evaluation.judges:
         gain = chain.gain(judge.name)[name]
         if gain is not None and gain < -JUDGE_FALL:
-            found.append(f"{where}: held-out judge {judge.name!r} fell by {-gain:.2f} standard deviations")
+            role = roles(recipe)[judge.name]
+            found.append(f"{where}: {role} judge {judge.name!r} fell by {-gain:.2f} standard deviations")
     motion = change(base, tuned, "motion")
     if abs(motion) > MOTION_CHANGE:
         found.append(f"{where}: motion changed by {motion:+.0%}; up to {MOTION_CHANGE:.0%} is usual")

@@ -23,6 +23,7 @@ class KindClassifier(Reward):
     """1.0 where a frame shows the kind that its caption names, else 0.0. A measure, never a training signal."""
 
     differentiable = False
+    prefers_clean = False  # it was trained on frames of any quality
 
     def __init__(self) -> None:
         super().__init__()

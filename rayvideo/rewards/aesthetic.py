@@ -26,6 +26,7 @@ class Aesthetic(ImageTower):
     """Rating of a frame from 1 to 10, by a head on the unit-length features of CLIP ViT-L/14; captions don't matter."""
 
     differentiable = True
+    reads_captions = False
     model: Any  # a CLIPVisionModelWithProjection; the library is untyped
 
     def __init__(self, model: Any, head: nn.Sequential, preprocess: dict[str, Any], *, resize: Resize = "bilinear"):

@@ -34,6 +34,12 @@ class Reward(nn.Module, ABC):
     differentiable: ClassVar[bool] = True
     """Whether `score` carries a gradient to the frames; training refuses judges that say False."""
 
+    reads_captions: ClassVar[bool] = True
+    """Whether a frame scores higher with its own caption than with another's; `rayvideo doctor` holds it to that."""
+
+    prefers_clean: ClassVar[bool] = True
+    """Whether a frame scores higher than its blurred, noisy or banded version; `rayvideo doctor` holds it to that."""
+
     name: str = "reward"
     """Name in logs and errors; `load_reward` sets it to the recipe's."""
 

@@ -29,6 +29,7 @@ class CLIPScore(TwoTowers):
     """Raw cosine of frame and caption; ViT-L/14 gives about 0.2 to 0.3."""
 
     differentiable = True
+    prefers_clean: ClassVar[bool] = False  # it knows what is shown, not how well
     example: ClassVar[str] = "openai/clip-vit-large-patch14"
     model: Any  # a CLIPModel; the library is untyped
 

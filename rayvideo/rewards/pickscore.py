@@ -13,6 +13,7 @@ from rayvideo.rewards.clip import CLIPScore
 class PickScore(CLIPScore):
     """Cosine of frame and caption times the model's learned logit scale (about 100); the release gives about 20."""
 
+    prefers_clean = True
     example: ClassVar[str] = "yuvalkirstain/PickScore_v1"
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:

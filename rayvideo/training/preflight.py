@@ -7,6 +7,7 @@ from pathlib import Path
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
 from rayvideo.evaluation.captions import prompts
+from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Judge, Recipe, RecipeError
 from rayvideo.rewards import Reward, RewardError, options_of, resolve
@@ -15,7 +16,7 @@ GRADIENT_OBJECTIVES = ("reward", "draft")
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a recipe whose files are missing, whose judges have no gradient, or whose clips the model can't make.
+    """Refuse missing files, judges without gradient, judges that both train and report, clips that can't be made.
 
     Raises:
         UserError: one that names the key or the file, and what is allowed.
@@ -31,6 +32,7 @@ def check(recipe: Recipe) -> None:
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         _check_judge(f"evaluation.judges.{number}", judge)
+    check_held_out(recipe)
     prompts(recipe)
     if recipe.data.manifest is not None:
         read_manifest(recipe.data.manifest, recipe.data.root)

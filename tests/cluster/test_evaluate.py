@@ -23,7 +23,7 @@ from typing_extensions import Self
 from rayvideo.data.video import read_clip
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import Comparison, check, evaluate
-from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.recipe import Recipe, RecipeError, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.tracking import create_run
 
@@ -60,6 +60,7 @@ def tree(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, tmp_path: Path
     (tmp_path / "in.txt").write_text("a|||red <b>cat</b> & dog|||16\nb|||blue bird|||16\nc|||green cow|||16\n")
     (tmp_path / "new.txt").write_text("red snail\n")
     judge = {"checkpoint": str(tiny_judge / "judge.pt"), "architecture": str(tiny_judge / "open_clip_config.json")}
+    copy = shutil.copy(tiny_judge / "judge.pt", tmp_path / "other.pt")  # the file that trains may not report
     return {
         "model": {"path": str(tiny_pipeline)},
         "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 8, "height": 64, "width": 64},
@@ -70,7 +71,7 @@ def tree(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, tmp_path: Path
             "batch_size": 3,
             "seeds": [0, 5],
             "previews": 2,
-            "judges": [{"name": "held_out", "resize": "bicubic", **judge}],
+            "judges": [{"name": "held_out", **judge, "checkpoint": str(copy), "resize": "bicubic"}],
         },
         "storage": str(tmp_path / "runs"),
     }
@@ -205,3 +206,5 @@ def test_refused_before_anything_starts(tree: dict[str, Any], tmp_path: Path) ->
             parse_recipe({**tree, "data": {**tree["data"], "frames": 2}, "reward": tree["reward"] | {"segments": 2}}),
             None,
         )
+    with pytest.raises(RecipeError, match=r"evaluation\.judges\.0: 'same' has the weights of 'judge'"):
+        check(changed(tree, judges=[{**tree["reward"]["judges"][0], "name": "same"}]), None)

@@ -35,7 +35,7 @@ def recipe() -> Recipe:
             "data": {"manifest": "clips.txt"},
             "reward": {"judges": [{"name": "judge"}]},
             "evaluation": {
-                "judges": [{"name": "held_out", "resize": "bicubic"}],
+                "judges": [{"name": "held_out", "checkpoint": "other.pt"}],
                 "sets": {"in_domain": "a", "new": "b"},
             },
             "tracking": {"run_name": "first"},

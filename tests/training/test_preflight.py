@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from rayvideo.errors import UserError
+from rayvideo.evaluation.findings import roles
+from rayvideo.evaluation.heldout import trained_on
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.training.preflight import check
@@ -137,3 +139,51 @@ def test_options_that_do_not_fit_the_objective_are_refused(tiny_pipeline, tiny_j
 def test_fp16_needs_a_stage_that_scales_the_loss(tiny_pipeline, tiny_judge, tmp_path):
     with pytest.raises(RecipeError, match=r"training\.precision 'fp16' with training\.zero_stage 0"):
         recipe_with(tiny_pipeline, tiny_judge, tmp_path, training={"precision": "fp16", "zero_stage": 0})
+
+
+def judge_in(folder: Path, **changes: Any) -> dict[str, Any]:
+    files = {"checkpoint": str(folder / "judge.pt"), "architecture": str(folder / "open_clip_config.json")}
+    return {"name": "other", **files} | changes
+
+
+def test_weights_that_train_may_not_report(tiny_pipeline, tiny_judge, tmp_path):
+    (tmp_path / "elsewhere").symlink_to(tiny_judge)
+    for folder in (tiny_judge, tmp_path / "elsewhere"):
+        recipe = recipe_with(
+            tiny_pipeline, tiny_judge, tmp_path, evaluation__judges=[judge_in(folder, resize="bicubic")]
+        )
+        with pytest.raises(RecipeError, match=r"evaluation\.judges\.0: 'other' has the weights of 'judge'.*=true"):
+            check(recipe)
+        assert roles(recipe) == {"judge": "training", "other": "training"}
+
+
+def test_unless_the_recipe_says_so(tiny_pipeline, tiny_judge, tmp_path):
+    check(
+        recipe_with(
+            tiny_pipeline,
+            tiny_judge,
+            tmp_path,
+            evaluation__judges=[judge_in(tiny_judge)],
+            evaluation__allow_training_judges=True,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "report", "same"),
+    [
+        ({"checkpoint": "xswu/HPSv2", "options": {"version": "2.0"}}, {"options": {"version": "2.0"}}, True),
+        ({"checkpoint": "xswu/HPSv2", "options": {"version": "2.0"}}, {"options": {"version": "2.1"}}, False),
+        ({"type": "pickscore", "checkpoint": "a/b"}, {"type": "clip"}, True),
+        ({"type": "pickscore", "checkpoint": "a/b"}, {"checkpoint": "a/c"}, False),
+        ({"type": f"{__name__}:Ungraded"}, {"dtype": "bf16"}, True),
+        ({"type": f"{__name__}:Ungraded"}, {"options": {"target": 1}}, False),
+    ],
+)
+def test_what_counts_as_the_same_weights(tiny_pipeline, tiny_judge, tmp_path, train, report, same):
+    judges = {
+        "reward__judges": [{"name": "judge", **train}],
+        "evaluation__judges": [{**train, "name": "other", **report}],
+    }
+    recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, **judges)
+    assert ("other" in trained_on(recipe)) == same
