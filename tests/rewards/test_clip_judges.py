@@ -181,7 +181,7 @@ def test_a_model_that_cannot_be_there_is_named(kind, checkpoint):
 def test_a_truncated_head_is_refused(head, tiny_clip, tmp_path):
     broken = tmp_path / "head.pth"
     broken.write_bytes(head.read_bytes()[:2000])
-    with pytest.raises(RewardError, match=r"head\.pth can't be read, is it complete"):
+    with pytest.raises(RewardError, match=r"checkpoint .*head\.pth can't be read; is it complete"):
         Aesthetic.load(broken, clip=tiny_clip)
 
 
@@ -196,7 +196,8 @@ def test_a_head_for_other_features_is_refused(head, tiny_clip, tmp_path):
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {}, {"weight": torch.zeros(1)}, [1]])
 def test_a_file_that_holds_no_head_is_refused(content, tiny_clip, tmp_path):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(RewardError, match=r"does not hold a head's 'layers\.…' tensors: found"):
+    message = r"other\.pth (is no head for the features of .*: 1[01] tensors|holds no state dict)"
+    with pytest.raises(RewardError, match=message):
         Aesthetic.load(tmp_path / "other.pth", clip=tiny_clip)
 
 
