@@ -1,20 +1,22 @@
 """The paper's Table 1 on the menagerie: every objective with the same training time, in one process without Ray.
 
-    python benchmarks/objectives.py --minutes 120 --seeds 2 > table.md
+    python benchmarks/objectives.py --out runs/objectives --minutes 5 --seeds 2 --captions 16 > table.md
 
 Prints Markdown: methods × caption sets, the base first; each judge's mean score (the training judge is what was trained
-on, the others never were), and ± the standard deviation over training seeds. All methods are evaluated on the same
-captions and noise, and train on the same clips or their captions.
+on, the others never were), ± the standard deviation over training seeds, and the gain over the base in standard
+deviations σ of the base's clips. All methods are evaluated on the same captions and noise, and train on the same clips
+or their captions. Each run leaves its scores and a picture of its clips in --out; runs that are there are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import sys
 import time
-from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,16 +24,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
 
 from rayvideo.data.table import LatentTable, Place
 from rayvideo.data.tasks import FORMAT, tensor_array
-from rayvideo.evaluation.generate import embed_captions, generate_clips
+from rayvideo.evaluation.generate import embed_captions, generate_clips, to_pixels
 from rayvideo.menagerie.build import training_clips
-from rayvideo.menagerie.quality import score
+from rayvideo.menagerie.quality import JUDGED, score
 from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora
+from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards import load_reward
 from rayvideo.seeding import seed_for
@@ -41,22 +45,36 @@ from rayvideo.training.meters import Clock
 from rayvideo.training.methods import rollout_for, trainer_for
 
 RECIPE = Path(__file__).parents[1] / "jobs/recipes/menagerie.yaml"
+BASE = "base"
+SAMPLING = ["training.batch_size=8", "training.samples_per_caption=8", "training.warmup_steps=0"]
 METHODS: dict[str, list[str]] = {
-    "DDPO": ["training.objective=ddpo", "training.batch_size=8"],
-    "RWR": ["training.objective=rwr", "training.batch_size=8"],
-    "DRaFT-1": ["training.objective=draft"],
-    "DRaFT-LV": ["training.objective=draft", "training.draft.noisings=2"],
+    "DDPO": ["training.objective=ddpo", *SAMPLING, "training.lr=1e-3", "editing.steps=5", "training.ddpo.updates=1"],
+    "RWR": ["training.objective=rwr", *SAMPLING, "training.rwr.temperature=0.5"],
+    "DRaFT-2": ["training.objective=draft"],
+    "DRaFT-LV": ["training.objective=draft", "editing.grad_steps=1", "training.draft.noisings=2"],
     "InstructVideo": ["training.objective=reward"],
 }
-"""Name -> what it changes in the recipe. Those that compare samples get more of them in a step."""
+"""Name -> what it changes in the recipe."""
+PICTURED = 4
+"""Captions of each set that a picture shows."""
 
-Scores = dict[tuple[str, str], float]
-"""(caption set, judge) -> mean score."""
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    method: str
+    seed: int
+    steps: int
+    """Optimizer steps, for rwr and ddpo rounds of sampling, that the training time sufficed for."""
+    scores: dict[str, dict[str, list[float]]]
+    """Judge -> caption set -> score of each clip."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, required=True, help="training time in all, shared out equally")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results and pictures")
+    parser.add_argument("--minutes", type=float, required=True, help="training time of each run")
     parser.add_argument("--seeds", type=int, default=2, help="training runs per method")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--clips", type=int, default=160, help="clips to train on")
@@ -65,37 +83,35 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, for every method; give them before the options")
     arguments = parser.parse_args()
 
+    runs = [
+        (name, load_recipe(arguments.recipe, ["training.workers=1", *changes, *arguments.overrides, f"seed={seed}"]))
+        for seed in range(arguments.seeds)
+        for name, changes in {BASE: [], **METHODS}.items()
+        if name in arguments.methods or (name == BASE and seed == 0)
+    ]
     captions = {name: texts[: arguments.captions] for name, texts in evaluation_captions().items()}
-    recipes = {
-        name: [
-            load_recipe(
-                arguments.recipe,
-                ["training.workers=1", *METHODS[name], *arguments.overrides, f"seed={seed}"],
-            )
-            for seed in range(arguments.seeds)
-        ]
-        for name in arguments.methods
-    }
-    any_recipe = next(iter(recipes.values()))[0]
-    budget_s = 60 * arguments.minutes / (len(recipes) * arguments.seeds)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        model = load_model(any_recipe.model.path)
+        model = load_model(runs[0][1].model.path)
         table = _table(model, arguments.clips, Path(folder))
         embeddings = embed_captions(model, [caption for texts in captions.values() for caption in texts])
-        results: dict[str, list[Scores]] = {"base": [_evaluate(any_recipe, model, captions, embeddings)]}
-        steps: dict[str, list[int]] = {}
-        for name, runs in recipes.items():
-            results[name], steps[name] = [], []
-            for recipe in runs:
-                tuned, done = _train(recipe, table, budget_s)
-                results[name].append(_evaluate(recipe, tuned, captions, embeddings))
-                steps[name].append(done)
-                print(f"{name}, seed {recipe.seed}: {done} steps", file=sys.stderr, flush=True)
+        for name, recipe in runs:
+            file = arguments.out / f"{name}-{recipe.seed}.json"
+            if not file.exists():
+                tuned, steps = _train(recipe, table, 0 if name == BASE else 60 * arguments.minutes)
+                clips = _generate(recipe, tuned, captions, embeddings)
+                _picture(clips, file.with_suffix(".png"))
+                result = Result(name, recipe.seed, steps, _judge(recipe, clips, captions))
+                file.write_text(json.dumps(asdict(result)))
+            print(f"{name}, seed {recipe.seed}: done", file=sys.stderr, flush=True)
         dist.destroy_process_group()
-    print(f"{budget_s:.0f} s of training each, {arguments.seeds} seeds, {torch.get_num_threads()} threads.\n")
-    _print(results, steps)
+    results = [
+        Result(**json.loads((arguments.out / f"{name}-{recipe.seed}.json").read_text())) for name, recipe in runs
+    ]
+    print(f"{arguments.minutes:g} min of training each, {arguments.seeds} seeds, {torch.get_num_threads()} threads.\n")
+    _print(results)
 
 
 def _table(model: VideoModel, count: int, folder: Path) -> LatentTable:
@@ -123,7 +139,7 @@ def _table(model: VideoModel, count: int, folder: Path) -> LatentTable:
 
 def _train(recipe: Recipe, table: LatentTable, budget_s: float) -> tuple[VideoModel, int]:
     """Train for as long as the budget lasts; the tuned model, and how many steps that were."""
-    model = load_model(recipe.model.path, parts=("denoiser", "vae"))
+    model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], parts=("denoiser", "vae"))
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
     clock = Clock(model.device)
     rollout = rollout_for(recipe, model, table.unconditional(), clock)
@@ -139,15 +155,13 @@ def _train(recipe: Recipe, table: LatentTable, budget_s: float) -> tuple[VideoMo
     return model, step
 
 
-def _evaluate(
+def _generate(
     recipe: Recipe, model: VideoModel, captions: dict[str, list[str]], embeddings: dict[str, Tensor]
-) -> Scores:
-    """Mean scores of generated clips, the same captions and noise for every model."""
+) -> dict[str, Tensor]:
+    """Caption set -> clips [N, F, 3, H, W]: the same captions and noise for every model."""
     options, data = recipe.evaluation, recipe.data
-    judges = [load_reward(judge) for judge in (*recipe.reward.judges, *options.judges)]
-    scores: Scores = {}
-    for name, texts in captions.items():
-        clips = generate_clips(
+    return {
+        name: generate_clips(
             model,
             texts,
             [0] * len(texts),
@@ -158,26 +172,44 @@ def _evaluate(
             width=data.width,
             embeddings=embeddings,
         )
-        scores |= {(name, judge.name): score(judge, clips, texts).mean().item() for judge in judges}
-    return scores
+        for name, texts in captions.items()
+    }
 
 
-def _print(results: dict[str, list[Scores]], steps: dict[str, list[int]]) -> None:
-    (base,) = results["base"]
-    sets_of: dict[str, list[str]] = defaultdict(list)
-    for name, judge in base:
-        sets_of[judge].append(name)
-    for judge, sets in sets_of.items():
-        print(f"| {judge} | " + " | ".join(sets) + " | steps |\n|---|" + "---|" * (len(sets) + 1))
-        for method, runs in results.items():
-            cells = []
-            for name in sets:
-                values = [run[name, judge] for run in runs]
-                spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.fmean(values):.4f}{spread}")
-            taken = ", ".join(map(str, steps.get(method, []))) or "-"
-            print(f"| {method} | " + " | ".join(cells) + f" | {taken} |")
+def _judge(
+    recipe: Recipe, clips: dict[str, Tensor], captions: dict[str, list[str]]
+) -> dict[str, dict[str, list[float]]]:
+    judges = [load_reward(judge) for judge in (*recipe.reward.judges, *recipe.evaluation.judges)]
+    return {
+        judge.name: {name: score(judge, clips[name], texts).tolist() for name, texts in captions.items()}
+        for judge in judges
+    }
+
+
+def _picture(clips: dict[str, Tensor], file: Path) -> None:
+    """The judged frames of the first clips of each set: a row for each clip."""
+    rows = torch.cat([of_set[:PICTURED, JUDGED] for of_set in clips.values()])
+    pixels = to_pixels(rows)
+    Image.fromarray(pixels.transpose(0, 2, 1, 3, 4).reshape(-1, pixels.shape[1] * pixels.shape[3], 3)).save(file)
+
+
+def _print(results: list[Result]) -> None:
+    base = next(result for result in results if result.method == BASE)
+    for judge, of_base in base.scores.items():
+        print(f"| {judge} | " + " | ".join(of_base) + " | steps |\n|---|" + "---|" * (len(of_base) + 1))
+        for method in dict.fromkeys(result.method for result in results):
+            runs = [result for result in results if result.method == method]
+            cells = [_cell([run.scores[judge][name] for run in runs], of_base[name]) for name in of_base]
+            print(f"| {method} | " + " | ".join(cells) + f" | {', '.join(str(run.steps) for run in runs)} |")
         print()
+
+
+def _cell(runs: list[list[float]], base: list[float]) -> str:
+    """Mean over runs ± their deviation, and how far above the base's in standard deviations of the base's clips."""
+    means = [statistics.fmean(scores) for scores in runs]
+    spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
+    gain = (statistics.fmean(means) - statistics.fmean(base)) / statistics.stdev(base)
+    return f"{statistics.fmean(means):.3f}{spread} ({gain:+.2f} σ)"
 
 
 if __name__ == "__main__":

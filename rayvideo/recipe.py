@@ -204,7 +204,7 @@ class Rwr(Section):
         gt=0,
         description="In standard deviations of the global batch's rewards; lower trusts the best samples more.",
     )
-    draws: Positive = Field(4, description="Noise levels that each sample is learned at in an optimizer step.")
+    updates: Positive = Field(4, description="Optimizer updates on the same samples, each at noise levels of its own.")
 
 
 class Ddpo(Section):
@@ -229,7 +229,14 @@ class Training(Section):
     draft: Draft = Draft()
     rwr: Rwr = Rwr()
     ddpo: Ddpo = Ddpo()
-    steps: Positive = Field(20_000, description="Optimizer steps; for ddpo rounds of sampling and `ddpo.updates`.")
+    samples_per_caption: Positive = Field(
+        1,
+        description="Objectives rwr and ddpo: samples of each caption in a step, whose rewards are compared among "
+        "themselves only. 1 compares all samples of a step, whatever their captions.",
+    )
+    steps: Positive = Field(
+        20_000, description="Optimizer steps; for rwr and ddpo rounds of sampling and the section's `updates`."
+    )
     workers: Positive = Field(1, description="DeepSpeed workers.")
     batch_size: Positive = Field(2, description="Clips per worker and micro-batch.")
     accumulation: Positive = Field(1, description="Micro-batches per optimizer step.")
@@ -272,6 +279,11 @@ class Training(Section):
             raise ValueError(
                 f"training.objective {self.objective!r} compares the samples of a step, but there is only one; raise "
                 "training.batch_size, training.accumulation or training.workers"
+            )
+        if self.global_batch % self.samples_per_caption:
+            raise ValueError(
+                f"training.samples_per_caption {self.samples_per_caption} does not divide the {self.global_batch} "
+                "samples of a step (training.workers x batch_size x accumulation)"
             )
         return self
 

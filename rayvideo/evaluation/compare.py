@@ -30,6 +30,7 @@ from rayvideo.evaluation.metrics import MIN_FRAMES, kid
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
+from rayvideo.rewards import check_judge
 from rayvideo.serving.pool import RewardPool
 
 Figures = dict[str, dict[str, float]]
@@ -101,19 +102,23 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     Raises:
         EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
         ManifestError: captions or reference clips can't be read.
-        RecipeError: a judge both trains and reports.
+        RecipeError: a judge's files or options can't be right, or it both trains and reports.
     """
+    for section, judges in (("reward", recipe.reward.judges), ("evaluation", recipe.evaluation.judges)):
+        for number, judge in enumerate(judges):
+            check_judge(f"{section}.judges.{number}", judge)
     check_held_out(recipe)
     if recipe.data.frames < MIN_FRAMES:
         raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")
-    if not prompts(recipe):
+    wanted = prompts(recipe)
+    if not wanted:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")
     if adapter is not None and not is_file(join(adapter, "adapter_config.json")):
         raise EvaluationError(f"{adapter} holds no adapter_config.json; train an adapter or name its folder")
     for name, manifest in _references(recipe).items():
         if manifest is None:
             raise EvaluationError(f"evaluation.features.reference lacks a manifest for the caption set {name!r}")
-        if min(len(read_manifest(manifest)), sum(prompt.set == name for prompt in prompts(recipe))) < 2:
+        if min(len(read_manifest(manifest)), sum(prompt.set == name for prompt in wanted)) < 2:
             raise EvaluationError(
                 f"caption set {name!r}: KID compares at least two clips with two real ones; give the set more captions "
                 "or seeds and its reference more clips, or leave evaluation.features out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from rayvideo.rewards.base import RewardError
-from rayvideo.rewards.checkpoints import check_file, found, is_state_dict, read_checkpoint
+from rayvideo.rewards.checkpoints import check_file, read_weights
 from rayvideo.rewards.clip import load_clip, preprocessing
 from rayvideo.rewards.pixels import Resize
 from rayvideo.rewards.towers import ImageTower, check_batch
@@ -53,15 +53,16 @@ class Aesthetic(ImageTower):
         Raises:
             RewardError: if a file is missing, truncated, holds code, or if head and CLIP don't fit each other.
         """
-        weights = read_head(check_file(checkpoint, "aesthetic", EXAMPLE))
+        weights = read_weights(check_file(checkpoint, "aesthetic", EXAMPLE))
         model = load_clip(CLIPVisionModelWithProjection, clip, dtype)
         head = build_head(model.config.projection_dim)
-        if wrong := misfits(head.state_dict(), weights):
+        named = nn.ModuleDict({"layers": head})  # as the file's names begin
+        if wrong := misfits(named.state_dict(), weights):
             raise RewardError(
                 f"{checkpoint} is no head for the features of {clip}: {len(wrong)} tensors are missing, unknown or of "
-                f"another shape, such as 'layers.{wrong[0]}'"
+                f"another shape, such as {wrong[0]!r}"
             )
-        head.load_state_dict(weights)
+        named.load_state_dict(weights)
         return cls(model, head, preprocessing(model.config, clip), resize=resize)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
@@ -79,11 +80,3 @@ def build_head(features: int) -> nn.Sequential:
     linear = [nn.Linear(before, after) for before, after in zip((features, *WIDTHS), WIDTHS, strict=False)]
     dropout = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
     return nn.Sequential(linear[0], dropout[0], linear[1], dropout[1], linear[2], dropout[2], linear[3], linear[4])
-
-
-def read_head(checkpoint: str | Path) -> Mapping[str, Tensor]:
-    """The tensors of a head's file, whose names start with "layers."."""
-    content = read_checkpoint(checkpoint)
-    if not is_state_dict(content) or not all(name.startswith("layers.") for name in content):
-        raise RewardError(f"checkpoint {checkpoint} does not hold a head's 'layers.…' tensors: found {found(content)}")
-    return {name.removeprefix("layers."): tensor for name, tensor in content.items()}

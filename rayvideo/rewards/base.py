@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -57,7 +58,7 @@ class Reward(nn.Module, ABC):
 
     @classmethod
     def check(cls, checkpoint: str | None, *args: Any, **options: Any) -> None:
-        """Refuse, without loading anything, what `load` would: a missing file, say. Training asks before Ray starts.
+        """Refuse, without loading anything, what `load` would: a missing file, say. Jobs ask before Ray starts.
 
         Raises:
             RewardError: beginning with the option's name, such as "checkpoint 'x.pt' is not a file".
@@ -90,6 +91,25 @@ def options_of(judge: recipe.Judge) -> dict[str, Any]:
     """The keyword arguments that a recipe gives to `Reward.check` and `Reward.load`."""
     options: dict[str, Any] = {"resize": judge.resize, "dtype": DTYPES[judge.dtype], **judge.options}
     return options if judge.architecture is None else options | {"architecture": judge.architecture}
+
+
+def check_judge(key: str, judge: recipe.Judge) -> type[Reward]:
+    """The class of a recipe's judge, which stands under `key`; refused if its files or options can't be right.
+
+    Raises:
+        RecipeError: naming the option.
+    """
+    if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
+        raise recipe.RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
+    try:
+        kind = resolve(judge.type)
+    except RewardError as error:
+        raise recipe.RecipeError(f"{key}.type: {error}") from error
+    try:
+        kind.check(judge.checkpoint, **options_of(judge))
+    except RewardError as error:
+        raise recipe.RecipeError(f"{key}.{error}") from error
+    return kind
 
 
 def load_reward(judge: recipe.Judge, device: torch.device | str = "cpu") -> Reward:

@@ -1,16 +1,14 @@
-"""Files of tensors, read without running code from them."""
+"""Files of judges' weights: found, read, told apart."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from rayvideo.rewards.base import RewardError
+from rayvideo.weights import WeightsError, read_tensors
 
 BLOCK = 2**24
 
@@ -24,28 +22,16 @@ def check_file(checkpoint: str | Path | None, kind: str, example: str) -> Path:
     return Path(checkpoint)
 
 
-def read_checkpoint(path: str | Path) -> Any:
-    """What `torch.save` wrote, on the CPU; a file that needs code to be run is refused.
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a judge's file, as `rayvideo.weights.read_tensors` reads it.
 
     Raises:
         RewardError: naming the file and what is wrong with it.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise RewardError(f"checkpoint {path} holds more than tensors and is not loaded: {error}") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise RewardError(f"checkpoint {path} can't be read, is it complete? {error}") from error
-
-
-def is_state_dict(content: Any) -> bool:
-    """Whether this is a mapping of names to tensors, with one at least."""
-    return isinstance(content, dict) and bool(content) and all(isinstance(x, Tensor) for x in content.values())
-
-
-def found(content: Any) -> str:
-    """A few words, for an error, on what a file holds instead of what it should."""
-    return str(sorted(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+        return read_tensors(path)
+    except WeightsError as error:
+        raise RewardError(f"checkpoint {error}") from error
 
 
 def sha256(path: str | Path) -> str:

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from rayvideo.rewards.base import RewardError
-from rayvideo.rewards.checkpoints import check_file, found, is_state_dict, read_checkpoint, sha256
+from rayvideo.rewards.checkpoints import check_file, read_weights, sha256
 from rayvideo.rewards.openclip import Tokenizer, build
 from rayvideo.rewards.pixels import Framing, Resize
 from rayvideo.rewards.towers import TwoTowers
@@ -86,7 +86,7 @@ class HPSv2(TwoTowers):
         dtype: torch.dtype = torch.float32,
         version: Version | None = None,
     ) -> HPSv2:
-        """Load a checkpoint in HPSv2's layout, {"state_dict": …}; every tensor must find its place.
+        """Load a checkpoint, bare or in HPSv2's layout, {"state_dict": …}; every tensor must find its place.
 
         `checkpoint` is a file, or "xswu/HPSv2" for the file of `version` from the hub. With a `version`, a file is
         loaded only if it is, byte for byte, one that the authors published as that version.
@@ -102,7 +102,7 @@ class HPSv2(TwoTowers):
         file = download(version) if str(checkpoint) == HUB_ID else check_file(checkpoint, "hpsv2", EXAMPLE)
         if version is not None:
             check_content(file, version)
-        weights = read_state_dict(file)
+        weights = read_weights(file)
         model, tokenizer = build(architecture)
         if wrong := misfits(model.state_dict(), weights):
             raise RewardError(
@@ -148,17 +148,3 @@ def check_content(file: Path, version: Version) -> None:
     check_size(file, version)
     if sha256(file) not in {release.sha256 for release in RELEASES if release.version == version}:
         raise RewardError(f"checkpoint '{file}' is not HPSv2 {version}: by its SHA-256 it is {NO_RELEASE}")
-
-
-def read_state_dict(checkpoint: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint {"state_dict": …}; a file that needs code to be run is refused.
-
-    Raises:
-        RewardError: naming the file and what is wrong with it.
-    """
-    content = read_checkpoint(checkpoint)
-    if not isinstance(content, dict) or not is_state_dict(content.get("state_dict")):
-        raise RewardError(
-            f"checkpoint {checkpoint} is not in HPSv2's layout {{'state_dict': …}}: found {found(content)}"
-        )
-    return content["state_dict"]

@@ -10,7 +10,7 @@ from rayvideo.data.table import Batch
 from rayvideo.models import VideoModel
 from rayvideo.recipe import Recipe
 from rayvideo.training.meters import Clock
-from rayvideo.training.objective import ddpo_loss, standardised
+from rayvideo.training.objective import ddpo_loss
 from rayvideo.training.sampling import Sampled, Sampler
 
 
@@ -24,11 +24,12 @@ class Ddpo(Sampler):
         self.passes = len(self._grid) - int(self._levels[-1] >= 1)
         self.updates = recipe.training.ddpo.updates
 
-    def weigh(self, rewards: Tensor) -> Tensor:
+    def weigh(self, advantages: Tensor) -> Tensor:
         limit = self._recipe.training.ddpo.max_advantage
-        return standardised(rewards).clamp(-limit, limit)
+        return advantages.clamp(-limit, limit)
 
     def loss(self, sampled: Sampled, weights: Tensor, step: int, number: int) -> Tensor:
+        number %= self.passes  # each update goes over the whole chain
         mean, sigma = self._transition(self._predict(sampled.clips), sampled.path[number], number)
         log_probs = log_probability(sampled.path[number + 1], mean, sigma)
         return ddpo_loss(log_probs, sampled.log_probs[number], weights, self._recipe.training.ddpo.clip_range)

@@ -14,17 +14,21 @@ def reward_loss(rewards: Tensor) -> Tensor:
     return (1 - rewards).mean()
 
 
-def standardised(rewards: Tensor) -> Tensor:
-    """Rewards [N] of a global batch as distances from their mean, in standard deviations; all 0 if none differ."""
-    return (rewards - rewards.mean()) / rewards.std().clamp(min=1e-8)
+def standardised(rewards: Tensor, group: int) -> Tensor:
+    """Rewards [N] as distances from the mean of their group, in its standard deviations; 0 if none differ.
 
-
-def rwr_weights(rewards: Tensor, temperature: float) -> Tensor:
-    """exp(reward / β) of samples [N], normalised to a mean of 1 over the global batch (Lee et al. 2023).
-
-    β counts in standard deviations of the rewards, so that it does not depend on the judge's scale.
+    Each `group` samples in a row are a group.
     """
-    return torch.softmax(standardised(rewards) / temperature, dim=0) * len(rewards)
+    groups = rewards.view(-1, group)
+    return ((groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True).clamp(min=1e-8)).flatten()
+
+
+def rwr_weights(advantages: Tensor, temperature: float) -> Tensor:
+    """exp(advantage / β) of samples [N], normalised to a mean of 1 (Lee et al. 2023).
+
+    Advantages are `standardised` rewards, so that β does not depend on the judge's scale.
+    """
+    return torch.softmax(advantages / temperature, dim=0) * len(advantages)
 
 
 def rwr_loss(errors: Tensor, weights: Tensor) -> Tensor:

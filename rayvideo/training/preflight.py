@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
 from rayvideo.evaluation.captions import prompts
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
-from rayvideo.recipe import Judge, Recipe, RecipeError
-from rayvideo.rewards import Reward, RewardError, options_of, resolve
+from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.rewards import check_judge
 
 GRADIENT_OBJECTIVES = ("reward", "draft")
 
@@ -23,7 +21,7 @@ def check(recipe: Recipe) -> None:
     """
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        kind, objective = _check_judge(key, judge), recipe.training.objective
+        kind, objective = check_judge(key, judge), recipe.training.objective
         if objective in GRADIENT_OBJECTIVES and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
@@ -31,7 +29,7 @@ def check(recipe: Recipe) -> None:
                 f"training.objective {objective!r} to 'rwr' or 'ddpo', which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
-        _check_judge(f"evaluation.judges.{number}", judge)
+        check_judge(f"evaluation.judges.{number}", judge)
     check_held_out(recipe)
     prompts(recipe)
     if recipe.data.manifest is not None:
@@ -39,20 +37,6 @@ def check(recipe: Recipe) -> None:
     else:
         open_prepared(recipe)
     _check_model(recipe)
-
-
-def _check_judge(key: str, judge: Judge) -> type[Reward]:
-    if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
-        raise RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
-    try:
-        kind = resolve(judge.type)
-    except RewardError as error:
-        raise RecipeError(f"{key}.type: {error}") from error
-    try:
-        kind.check(judge.checkpoint, **options_of(judge))
-    except RewardError as error:
-        raise RecipeError(f"{key}.{error}") from error
-    return kind
 
 
 def _check_model(recipe: Recipe) -> None:

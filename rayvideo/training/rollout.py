@@ -72,12 +72,16 @@ class Rollout(ABC):
         return editing.normal((len(own), *shape), own, model.device)
 
     def _predict(self, clips: Batch) -> editing.Predict:
-        """The guided prediction for the clips' captions."""
-        model = self._model
-        prompts = torch.cat([self._unconditional.expand_as(clips.embeddings), clips.embeddings]).to(model.device)
-        return editing.guided(
-            lambda pair, timestep: model.predict(pair, timestep, prompts), self._recipe.editing.guidance
-        )
+        """The guided prediction for the clips' captions; a scale of 1 is the prediction for the captions alone."""
+        model, scale, prompts = self._model, self._recipe.editing.guidance, clips.embeddings
+        if scale != 1:
+            prompts = torch.cat([self._unconditional.expand_as(prompts), prompts])
+        prompts = prompts.to(model.device)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            return model.predict(latents, timestep, prompts)
+
+        return predict if scale == 1 else editing.guided(predict, scale)
 
     def _denoise(self, clips: Batch, noisy: Tensor, grid: Tensor, grad_steps: int) -> Tensor:
         """The chain over `grid` (Eq. 3, 4)."""

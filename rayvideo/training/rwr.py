@@ -16,14 +16,14 @@ from rayvideo.training.sampling import Sampled, Sampler
 
 
 class Rwr(Sampler):
-    """Samples with η = 0; each pass learns all samples at noise levels of their own."""
+    """Samples with η = 0; each update learns all samples at noise levels of their own."""
 
     def __init__(self, recipe: Recipe, model: VideoModel, unconditional: Tensor, clock: Clock) -> None:
         super().__init__(recipe, model, unconditional, clock)
-        self.passes = recipe.training.rwr.draws
+        self.updates = recipe.training.rwr.updates
 
-    def weigh(self, rewards: Tensor) -> Tensor:
-        return rwr_weights(rewards, self._recipe.training.rwr.temperature)
+    def weigh(self, advantages: Tensor) -> Tensor:
+        return rwr_weights(advantages, self._recipe.training.rwr.temperature)
 
     def loss(self, sampled: Sampled, weights: Tensor, step: int, number: int) -> Tensor:
         model, latents = self._model, sampled.path[-1]

@@ -33,12 +33,15 @@ class Sampler(Rollout):
     """Optimizer updates on the same samples."""
 
     @abstractmethod
-    def weigh(self, rewards: Tensor) -> Tensor:
-        """What each sample [N] of the global batch counts."""
+    def weigh(self, advantages: Tensor) -> Tensor:
+        """What each sample [N] of the global batch counts, given its standardised reward."""
 
     @abstractmethod
     def loss(self, sampled: Sampled, weights: Tensor, step: int, number: int) -> Tensor:
-        """The loss of backward pass `number` (counted from 0) on a micro-batch whose samples count `weights` [B]."""
+        """The loss of backward pass `number` on a micro-batch whose samples count `weights` [B].
+
+        Passes are counted from 0 through all updates of a step.
+        """
 
     @torch.no_grad()
     def __call__(self, clips: Batch, step: int, first: int) -> Sampled:

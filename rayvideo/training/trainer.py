@@ -17,7 +17,7 @@ from rayvideo.serving.pool import Pending, RewardPool
 from rayvideo.training.engine import Engine, Update
 from rayvideo.training.guards import NonFiniteError, check_finite
 from rayvideo.training.meters import Clock, gather_over_workers
-from rayvideo.training.objective import reward_loss
+from rayvideo.training.objective import reward_loss, standardised
 from rayvideo.training.rollout import Edited, Rollout
 from rayvideo.training.sampling import Sampled, Sampler
 from rayvideo.training.schedule import learning_rate
@@ -162,8 +162,8 @@ class SamplingTrainer(Trainer):
             rewards = [self._judged(step, *one) for one in away]
             weights = self._weigh(rewards)
             losses, updates = [], []
-            for _ in range(self._rollout.updates):
-                losses += [self._replay(step, *one) for one in zip(samples, weights, strict=True)]
+            for number in range(self._rollout.updates):
+                losses += [self._replay(step, number, *one) for one in zip(samples, weights, strict=True)]
                 updates.append(self._update(step))
         learned = [
             {"reward": own.mean().item(), "loss": fmean(losses), **self._seen(*one)}
@@ -171,17 +171,24 @@ class SamplingTrainer(Trainer):
         ]
         return self._report(step, learned, updates)
 
+    def _chosen(self, step: int) -> list[int]:
+        """Positions in the table of all workers' clips of a step, those of one caption's samples in a row."""
+        each, size = self._recipe.training.samples_per_caption, self._recipe.training.global_batch
+        captions = batch_indices(len(self._table), self._recipe.seed, step - 1, size // each)
+        return [clip for clip in captions for _ in range(each)]
+
     def _weigh(self, rewards: list[Tensor]) -> Sequence[Tensor]:
         """What each sample of each micro-batch counts among those of all workers."""
         own = torch.cat(rewards)
-        weights = self._rollout.weigh(gather_over_workers(own))
+        gathered, each = gather_over_workers(own), self._recipe.training.samples_per_caption
+        weights = self._rollout.weigh(standardised(gathered, each if each > 1 else len(gathered)))
         return weights[self._rank * len(own) : (self._rank + 1) * len(own)].split([len(r) for r in rewards])
 
-    def _replay(self, step: int, sampled: Sampled, weights: Tensor) -> float:
-        """Add the gradients of all passes over a micro-batch and return their mean loss."""
-        losses = []
+    def _replay(self, step: int, update: int, sampled: Sampled, weights: Tensor) -> float:
+        """Add the gradients of an update's passes over a micro-batch and return their mean loss."""
+        losses, passes = [], self._rollout.passes
         with self._clock("backward"):
-            for number in range(self._rollout.passes):
+            for number in range(update * passes, (update + 1) * passes):
                 loss = self._rollout.loss(sampled, weights, step, number)
                 check_finite("the loss", loss, step, sampled.clips)
                 self._engine.backward(loss)

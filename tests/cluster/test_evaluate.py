@@ -197,6 +197,11 @@ def test_the_job_fills_the_run_folder_and_the_run(
 
 
 def test_refused_before_anything_starts(tree: dict[str, Any], tmp_path: Path) -> None:
+    lost = {"name": "lost", "checkpoint": "gone.pt"}
+    with pytest.raises(RecipeError, match=r"evaluation\.judges\.0\.checkpoint 'gone\.pt' is not a file"):
+        check(changed(tree, judges=[lost]), None)
+    with pytest.raises(RecipeError, match=r"reward\.judges\.0\.checkpoint 'gone\.pt' is not a file"):
+        check(parse_recipe({**tree, "reward": {**tree["reward"], "judges": [lost]}}), None)
     with pytest.raises(EvaluationError, match=r"evaluation\.sets is empty"):
         check(changed(tree, sets={}), None)
     with pytest.raises(EvaluationError, match=r"holds no adapter_config\.json"):

@@ -12,6 +12,7 @@ from rayvideo.rewards import RewardError, load_reward, resolve
 from rayvideo.rewards.aesthetic import Aesthetic
 from rayvideo.rewards.clip import CLIPScore
 from rayvideo.rewards.pickscore import PickScore
+from tests.rewards.slope import check_slope
 
 CAPTIONS = ["red cat", "a dog runs, " * 20, "red cat"]  # the second is longer than the text tower
 WIDTHS = [24, 1024, 128, 64, 16, 1]
@@ -91,15 +92,7 @@ def test_bicubic_stays_near_the_librarys_processor(load, tiny_clip, head, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_the_scores_slope(load, kind):
-    judge = load(kind)
-    frames = torch.rand(2, 3, 48, 48, requires_grad=True)
-    judge.score(frames, CAPTIONS[:2]).sum().backward()
-    assert frames.grad is not None
-    direction = frames.grad / frames.grad.norm()
-    with torch.no_grad():
-        rise = [judge.score(frames + sign * 0.02 * direction, CAPTIONS[:2]).sum() for sign in (1, -1)]
-    assert ((rise[0] - rise[1]) / 0.04).item() == pytest.approx(frames.grad.norm().item(), rel=0.02)
-    assert all(p.grad is None and not p.requires_grad for p in judge.parameters())
+    check_slope(load(kind), CAPTIONS[:2], size=48, reach=0.02)
 
 
 @pytest.mark.parametrize("kind", ["pickscore", "clip"])
@@ -181,7 +174,7 @@ def test_a_model_that_cannot_be_there_is_named(kind, checkpoint):
 def test_a_truncated_head_is_refused(head, tiny_clip, tmp_path):
     broken = tmp_path / "head.pth"
     broken.write_bytes(head.read_bytes()[:2000])
-    with pytest.raises(RewardError, match=r"head\.pth can't be read, is it complete"):
+    with pytest.raises(RewardError, match=r"checkpoint .*head\.pth can't be read; is it complete"):
         Aesthetic.load(broken, clip=tiny_clip)
 
 
@@ -196,7 +189,8 @@ def test_a_head_for_other_features_is_refused(head, tiny_clip, tmp_path):
 @pytest.mark.parametrize("content", [{"state_dict": {}}, {}, {"weight": torch.zeros(1)}, [1]])
 def test_a_file_that_holds_no_head_is_refused(content, tiny_clip, tmp_path):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(RewardError, match=r"does not hold a head's 'layers\.…' tensors: found"):
+    message = r"other\.pth (is no head for the features of .*: 1[01] tensors|holds no state dict)"
+    with pytest.raises(RewardError, match=message):
         Aesthetic.load(tmp_path / "other.pth", clip=tiny_clip)
 
 

@@ -22,15 +22,19 @@ def test_the_loss_falls_by_a_bth_for_each_reward():
 def test_rewards_are_compared_whatever_the_judges_scale():
     rewards = torch.tensor([1.0, 2.0, 4.0, 5.0])
     expected = (rewards - 3) / math.sqrt(10 / 3)
-    torch.testing.assert_close(standardised(rewards), expected)
-    torch.testing.assert_close(standardised(1e-3 * rewards + 0.25), expected, rtol=1e-3, atol=0)
-    assert standardised(torch.full((3,), 0.25)).tolist() == [0, 0, 0]
+    torch.testing.assert_close(standardised(rewards, 4), expected)
+    torch.testing.assert_close(standardised(1e-3 * rewards + 0.25, 4), expected, rtol=1e-3, atol=0)
+    assert standardised(torch.full((3,), 0.25), 3).tolist() == [0, 0, 0]
+
+
+def test_samples_of_a_caption_are_compared_among_themselves():
+    expected = torch.tensor([-1.0, 0, 1, *(torch.tensor([-1.0, -1, 2]) / math.sqrt(3))])
+    torch.testing.assert_close(standardised(torch.tensor([0.0, 1, 2, 10, 10, 13]), 3), expected)
 
 
 def test_rwr_weights_are_exponentials_with_a_mean_of_one():
-    rewards = torch.tensor([0.1, 0.2, 0.4])
-    weights = rwr_weights(rewards, 0.5)
-    ratio = math.exp((0.4 - 0.1) / rewards.std().item() / 0.5)
+    weights = rwr_weights(torch.tensor([-1.0, 0.2, 0.8]), 0.5)
+    ratio = math.exp((0.8 + 1.0) / 0.5)
     assert weights.mean().item() == pytest.approx(1)
     assert (weights[2] / weights[0]).item() == pytest.approx(ratio, rel=1e-4)
     assert rwr_loss(torch.tensor([1.0, 2.0, 3.0]), weights).item() == pytest.approx(

@@ -25,6 +25,7 @@ from rayvideo.training.ddpo import Ddpo
 from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock, gather_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training.objective import standardised
 from rayvideo.training.rwr import Rwr
 from rayvideo.training.trainer import SamplingTrainer
 
@@ -134,12 +135,19 @@ def test_the_judges_gradient_makes_clips_brighter(tiny_pipeline, table, training
     run.engine.close()
 
 
-def test_ddpo_makes_clips_brighter_or_darker_by_scores_alone(tiny_pipeline, table):
+@pytest.mark.parametrize(
+    ("training", "steps"),
+    [
+        ({"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}, 12),
+        ({"objective": "rwr", "batch_size": 16, "rwr": {"updates": 10, "temperature": 0.3}}, 8),
+    ],
+    ids=["ddpo", "rwr"],
+)
+def test_clips_become_brighter_or_darker_by_scores_alone(tiny_pipeline, table, training, steps):
     ends = []
     for weight in (1.0, -1.0):
-        options = {"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}
-        run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **options), table)
-        values = run.train(12)
+        run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **training), table)
+        values = run.train(steps)
         assert {"reward", "loss", "score/judge", "gradient_norm"} <= values[0].keys()
         ends.append(run.brightness())
         run.engine.close()
@@ -149,15 +157,15 @@ def test_ddpo_makes_clips_brighter_or_darker_by_scores_alone(tiny_pipeline, tabl
 def test_rwr_learns_the_better_samples_more(tiny_pipeline, table):
     errors = []
     for weight in (1.0, -1.0):
-        options = {"objective": "rwr", "batch_size": 8, "rwr": {"temperature": 0.1, "draws": 2}}
+        options = {"objective": "rwr", "batch_size": 8, "rwr": {"temperature": 0.1, "updates": 1}}
         run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **options), table)
         sampler = run.rollout
         assert isinstance(sampler, Rwr)
         assert isinstance(run.trainer, SamplingTrainer)
         sampled = sampler(table.rows([0, 1, 2, 0, 1, 2, 0, 1]), 1, 0)  # the untuned model's, the same in both runs
         brightness = sampled.pixels.flatten(1).mean(1)
-        for _ in range(10):  # at the same noise levels each time: a step's draws depend on its number
-            run.trainer._replay(1, sampled, sampler.weigh(weight * brightness))
+        for number in range(10):  # at the same noise levels in turn: draws depend on the numbers of step and update
+            run.trainer._replay(1, number % 2, sampled, sampler.weigh(standardised(weight * brightness, 8)))
             run.engine.step(0.01)
         ends = torch.eye(8)[[int(brightness.argmax()), int(brightness.argmin())]]
         with torch.no_grad():
@@ -220,6 +228,20 @@ def test_noisings_share_a_sample_and_differ(tiny_pipeline, table):
     noisings = made.pixels.unflatten(0, (3, 2)).flatten(2)
     spread = noisings.std(0).mean()
     assert 0 < spread < (noisings[:, 0] - noisings[:, 1]).abs().mean()
+
+
+def test_samples_of_a_caption_come_in_a_row_and_are_compared_among_themselves(tiny_pipeline, table):
+    options = {"objective": "rwr", "batch_size": 4, "accumulation": 2, "samples_per_caption": 4}
+    run = Run(recipe_for(tiny_pipeline, **options), table)
+    assert isinstance(run.trainer, SamplingTrainer)
+    chosen = run.trainer._chosen(1)
+    assert chosen == [chosen[0]] * 4 + [chosen[4]] * 4
+    assert chosen[0] != chosen[4]
+    one, other = torch.tensor([0.0, 1, 2, 5]), torch.tensor([10.0, 11, 12, 15])
+    weights = run.trainer._weigh([one, other])
+    torch.testing.assert_close(weights[0], weights[1])
+    assert weights[0].tolist() == sorted(weights[0].tolist())
+    run.engine.close()
 
 
 def test_workers_scores_are_gathered_by_rank():

@@ -129,6 +129,10 @@ def test_a_judge_without_gradient_may_train_these(tiny_pipeline, tiny_judge, tmp
             {"training": {"objective": "ddpo", "batch_size": 1}},
             r"training\.objective 'ddpo' compares the samples of a step, but there is only one; raise",
         ),
+        (
+            {"training": {"objective": "rwr", "batch_size": 8, "samples_per_caption": 3}},
+            r"training\.samples_per_caption 3 does not divide the 8 samples of a step",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_objective_are_refused(tiny_pipeline, tiny_judge, tmp_path, change, message):
