@@ -393,8 +393,8 @@ def _plain(value: Any, path: tuple[str, ...]) -> Any:
 def _check_text(key: str, text: str) -> None:
     if "${" in text:
         raise RecipeError(
-            f"{key}: {_shown(text)} is not allowed: a recipe fills nothing in; write it out, repeat a value with YAML's & "
-            "and *, or let the shell fill in an override"
+            f"{key}: {_shown(text)} is not allowed: a recipe fills nothing in; write it out, repeat a value with "
+            "YAML's anchors, or let the shell fill in an override"
         )
     if text == "???":
         raise RecipeError(f"{key}: required, but not set")

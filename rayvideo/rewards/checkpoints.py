@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rayvideo.rewards.base import RewardError
+from rayvideo.weights import WeightsError, read_file
 
 BLOCK = 2**24
 
@@ -31,11 +30,9 @@ def read_checkpoint(path: str | Path) -> Any:
         RewardError: naming the file and what is wrong with it.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise RewardError(f"checkpoint {path} holds more than tensors and is not loaded: {error}") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise RewardError(f"checkpoint {path} can't be read, is it complete? {error}") from error
+        return read_file(path)
+    except WeightsError as error:
+        raise RewardError(f"checkpoint {error}") from error
 
 
 def is_state_dict(content: Any) -> bool:

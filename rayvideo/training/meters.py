@@ -57,7 +57,8 @@ class Journal:
 
     def __init__(self, path: str, start: int) -> None:
         self._path = path
-        lines = read_bytes(path).decode().splitlines() if start and is_file(path) else []
+        # A process that was killed may have left the beginning of a line, which the step done again replaces.
+        lines = read_bytes(path).decode().split("\n")[:-1] if start and is_file(path) else []
         self._lines = [line for line in lines if json.loads(line)["step"] <= start]
         self.save()
 

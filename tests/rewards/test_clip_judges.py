@@ -181,7 +181,7 @@ def test_a_model_that_cannot_be_there_is_named(kind, checkpoint):
 def test_a_truncated_head_is_refused(head, tiny_clip, tmp_path):
     broken = tmp_path / "head.pth"
     broken.write_bytes(head.read_bytes()[:2000])
-    with pytest.raises(RewardError, match=r"head\.pth can't be read, is it complete"):
+    with pytest.raises(RewardError, match=r"head\.pth can't be read; is it complete"):
         Aesthetic.load(broken, clip=tiny_clip)
 
 
