@@ -32,9 +32,18 @@ def _kind(annotation: object, constraints: typing.Iterable[object] = ()) -> str:
         return " or ".join(_kind(part, constraints) for part in parts if part is not type(None))
     if origin is tuple and parts[-1] is Ellipsis:
         return f"list of {_kind(parts[0])}"
-    name = annotation.__name__ if isinstance(annotation, type) and not parts else str(annotation).replace("typing.", "")
+    name = _name(annotation)
     bounds = [text.format(getattr(c, key)) for c in constraints for key, text in BOUNDS.items() if hasattr(c, key)]
     return " ".join([f"`{name}`", ", ".join(bounds)]).strip()
+
+
+def _name(annotation: object) -> str:
+    """A type as Python writes it, without the bounds of its parts."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _name(parts[0])
+    name = getattr(origin or annotation, "__name__", str(annotation).replace("typing.", ""))
+    return f"{name}[{', '.join(map(_name, parts))}]" if parts else name
 
 
 def _default(field: FieldInfo) -> str:

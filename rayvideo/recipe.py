@@ -1,7 +1,8 @@
 """One typed, frozen tree that describes a whole run.
 
 A recipe is a YAML file plus `key=value` overrides. Every option is documented where it stands; an unknown key, a
-wrong type or an impossible combination raises `RecipeError` before anything starts.
+wrong type or an impossible combination raises `RecipeError` before anything starts. Nothing is filled in from outside:
+a recipe goes whole into MLflow and summary.json, where environment variables have no business.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +22,18 @@ from yaml import YAMLError
 
 from rayvideo.errors import UserError
 
+LARGEST = 2**20
+"""Bytes of a recipe."""
+DEEPEST = 20
+"""Sections and lists within each other."""
+LONGEST_SHOWN = 200
+"""Characters of a value in a message."""
+
 Precision = Literal["fp32", "bf16", "fp16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
+"""What may become part of a file's name or of a metric's."""
 Positive = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -44,7 +56,7 @@ class RecipeError(UserError, ValueError):
 class Section(BaseModel):
     """A frozen part of the recipe; keys that it does not list are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lora(Section):
@@ -74,10 +86,10 @@ class Data(Section):
     manifest: str | None = Field(None, description="List of clips: reference list, csv, jsonl, Parquet, or a folder.")
     root: str | None = Field(None, description="Folder that relative clip paths start from (default: the manifest's).")
     prepared: str | None = Field(None, description="Folder that jobs/prepare.py wrote; used in place of the manifest.")
-    frames: Positive = Field(16, description="Frames per clip, F.")
+    frames: int = Field(16, gt=0, le=4096, description="Frames per clip, F.")
     fps: float = Field(8.0, gt=0, description="Frames per second that clips are sampled at.")
-    height: Positive = Field(256, description="Pixels; clips are resized to cover and centre-cropped.")
-    width: Positive = Field(256, description="Pixels.")
+    height: int = Field(256, gt=0, le=8192, description="Pixels; clips are resized to cover and centre-cropped.")
+    width: int = Field(256, gt=0, le=8192, description="Pixels.")
     max_bad_fraction: Share = Field(0.05, description="Share of dropped clips above which the run stops.")
     decode_cpus: float = Field(1.0, gt=0, description="CPUs that one video decoding task reserves.")
     encoders: Positive = Field(1, description="Actors that run the VAE encoder and the text tower.")
@@ -126,7 +138,7 @@ class Replicas(Section):
 class Judge(Section):
     """A frozen reward model, served by actors of its own."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="Name in logs, tables and errors.")
+    name: Name = Field(description="Name in logs, tables and errors.")
     type: str = Field(
         "hpsv2",
         description="'hpsv2', 'pickscore', 'clip', 'aesthetic', or your own 'module:Class' (docs/rewards.md).",
@@ -241,7 +253,7 @@ class Training(Section):
     batch_size: Positive = Field(2, description="Clips per worker and micro-batch.")
     accumulation: Positive = Field(1, description="Micro-batches per optimizer step.")
     lr: float = Field(1e-5, gt=0, description="AdamW's learning rate after warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up.")
@@ -307,7 +319,7 @@ class Features(Section):
 class Evaluation(Section):
     """What base and tuned model are compared on: same captions, same seeds."""
 
-    sets: dict[str, str] = Field({}, description="Name of a caption set -> file with captions.")
+    sets: dict[Name, str] = Field({}, description="Name of a caption set -> file with captions.")
     max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Clips per caption: one for each seed.")
     steps: tuple[Positive, ...] = Field(
@@ -334,7 +346,12 @@ class Evaluation(Section):
     @field_validator("steps", mode="before")
     @classmethod
     def _one_or_several(cls, steps: Any) -> Any:
-        return tuple(dict.fromkeys(steps)) if isinstance(steps, list) else (steps,)
+        return tuple(steps) if isinstance(steps, list) else (steps,)
+
+    @field_validator("steps")
+    @classmethod
+    def _each_once(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(steps))
 
 
 class Tracking(Section):
@@ -342,11 +359,7 @@ class Tracking(Section):
 
     uri: str | None = Field(None, description="Tracking server; default MLFLOW_TRACKING_URI, else sqlite in storage.")
     experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
-    run_name: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
-        description="Name of run and run folder (default: date and time).",
-    )
+    run_name: Name | None = Field(None, description="Name of run and run folder (default: date and time).")
 
 
 class Recipe(Section):
@@ -401,6 +414,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     if not Path(path).is_file():
         raise RecipeError(f"recipe {str(path)!r} is not a file")
+    if (size := Path(path).stat().st_size) > LARGEST:
+        raise RecipeError(f"recipe {str(path)!r} is no recipe: it has {size} bytes, the most is {LARGEST}")
     try:
         config = OmegaConf.load(path)
         for override in overrides:
@@ -408,9 +423,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             if not equals or not key:
                 raise RecipeError(f"override {override!r} is not of the form key=value")
             _reject_unknown(Recipe, key.split("."), override)
-            OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v, force_add=True)
-        tree = OmegaConf.to_container(config, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
+            OmegaConf.update(config, key, dict(parsed)["v"], force_add=True)
+        tree = OmegaConf.to_container(config)
+    except RecipeError:
+        raise
+    # Text that is no UTF-8, a number of 5000 digits, 1000 brackets: the libraries raise what comes.
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
         raise RecipeError(f"recipe {str(path)!r} can't be read: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections")
@@ -419,11 +438,53 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Validate a plain tree, such as `recipe.model_dump(mode="json")` gives, into a `Recipe`."""
+    plain = _plain(tree, ())
     try:
         # JSON mode with strict types: "3" is not a number and true is not 1, yet lists may become tuples.
-        return Recipe.model_validate_json(json.dumps(tree), strict=True)
+        return Recipe.model_validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _plain(value: Any, path: tuple[str, ...]) -> Any:
+    """`value` with keys that are text, if everything in it can be written down and read again as the same thing."""
+    key = ".".join(path)
+    if len(path) > DEEPEST:
+        raise RecipeError(f"{key}: sections within sections, more than {DEEPEST} deep")
+    if isinstance(value, Mapping):
+        plain = {str(name): _plain(inner, (*path, str(name))) for name, inner in value.items()}
+        if len(plain) < len(value):
+            raise RecipeError(f"{key}: a key stands there twice, as a number and as text, among {list(value)}")
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(inner, (*path, str(number))) for number, inner in enumerate(value)]
+    if isinstance(value, str):
+        _check_text(key, value)
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise RecipeError(f"{key}: a number of more than 64 bits is not allowed")
+    elif isinstance(value, float) and not isfinite(value):
+        raise RecipeError(f"{key}: {value} is not allowed: Input should be a finite number")
+    elif not (value is None or isinstance(value, int | float)):
+        raise RecipeError(f"{key}: {_shown(value)} is not allowed: Input should be text, a number, true, false or null")
+    return value
+
+
+def _check_text(key: str, text: str) -> None:
+    if "${" in text:
+        raise RecipeError(
+            f"{key}: {_shown(text)} is not allowed: a recipe fills nothing in; write it out, repeat a value with "
+            "YAML's anchors, or let the shell fill in an override"
+        )
+    if text == "???":
+        raise RecipeError(f"{key}: required, but not set")
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise RecipeError(f"{key}: {_shown(text)} is not allowed: Input should be text without zero bytes, in UTF-8")
+
+
+def _shown(value: Any) -> str:
+    """The value as a message shows it; it may be as long as a file."""
+    text = ascii(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _explain(error: Any) -> str:
@@ -435,7 +496,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
-    return f"{key}: {error['input']!r} is not allowed: {message}"
+    return f"{key}: {_shown(error['input'])} is not allowed: {message}"
 
 
 def _options(path: list[str]) -> list[str]:

@@ -34,7 +34,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path} is not a file")
-    content = _load(path)
+    content = read_file(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -45,7 +45,13 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _load(path: Path) -> Any:
+def read_file(path: str | Path) -> Any:
+    """What torch.save or safetensors wrote, on the CPU.
+
+    Raises:
+        WeightsError: naming the file, what is wrong with it, and what to do.
+    """
+    path = Path(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,16 @@ from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.recipe import Lora
 from tests import clips, tiny
+
+# The same examples each time; their number is bounded, so no deadline is needed, which would depend on the machine.
+hypothesis.settings.register_profile(
+    "tests",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

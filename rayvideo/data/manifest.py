@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SEPARATOR = "|||"
 BYTE_ORDER_MARK = "\ufeff"
+LONGEST_SHOWN = 200
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".gif")
 FORMS = "a text list of video|||caption lines, .csv, .jsonl, .parquet, or a folder of clips with .txt files beside them"
 
@@ -76,8 +78,8 @@ def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
         ManifestError: naming file, line and what is allowed.
     """
     source = str(path)
-    filesystem, inner = _found(source)
-    if filesystem.get_file_info(inner).type == pa.fs.FileType.Directory:
+    filesystem, inner, is_folder = _found(source)
+    if is_folder:
         if root is not None:
             raise ManifestError(f"{source} is a folder of clips, so data.root {root!r} has no meaning; leave it out")
         rows = _folder(source, filesystem, inner)
@@ -116,7 +118,9 @@ def scan_captions(path: str | Path) -> tuple[list[Caption], list[BadRow]]:
         ManifestError: the list as a whole can't be read, or holds no usable caption.
     """
     source = str(path)
-    _found(source)
+    *_, is_folder = _found(source)
+    if is_folder:
+        raise ManifestError(f"{source} is a folder; a list of captions is a .txt, .csv, .jsonl or .parquet file")
     captions, bad = [], []
     for number, row in enumerate(_rows(source, first="name")):
         if row.bad:
@@ -130,11 +134,18 @@ def scan_captions(path: str | Path) -> tuple[list[Caption], list[BadRow]]:
     return captions, bad
 
 
-def _found(source: str) -> tuple[pa.fs.FileSystem, str]:
+def _found(source: str) -> tuple[pa.fs.FileSystem, str, bool]:
+    """Where a list lies, and whether it is a folder."""
+    if not source:
+        raise ManifestError(f"no list of clips or captions is named; allowed: {FORMS}")
     filesystem, inner = locate(source)
-    if filesystem.get_file_info(inner).type == pa.fs.FileType.NotFound:
-        raise ManifestError(f"{source} does not exist; allowed: {FORMS}")
-    return filesystem, inner
+    try:
+        kind = filesystem.get_file_info(inner).type
+    except OSError as error:
+        raise ManifestError(f"{source} can't be looked at: {error}") from error
+    if kind not in (pa.fs.FileType.File, pa.fs.FileType.Directory):
+        raise ManifestError(f"{source} does not exist, or is no regular file; allowed: {FORMS}")
+    return filesystem, inner, kind == pa.fs.FileType.Directory
 
 
 def _distinct(source: str, rows: Iterable[_Row]) -> Iterator[tuple[str, str]]:
@@ -163,6 +174,8 @@ def _rows(source: str, first: str) -> Iterator[_Row]:
     try:
         # A mark may also stand inside, where lists were joined. StringIO with newline=None knows all line ends.
         text = read_bytes(source).decode("utf-8").replace(BYTE_ORDER_MARK, "")
+    except OSError as error:
+        raise ManifestError(f"{source} can't be read: {error}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ManifestError(f"{source} line {line}: not UTF-8 text; allowed: {FORMS}") from None
@@ -198,32 +211,37 @@ def _bad(where: str, line: str, fault: str | None, allowed: str) -> BadRow | Non
 def _misfit(fields: Sequence[str], line: str, first: str) -> str | None:
     """What is wrong with a line of fields."""
     if len(fields) not in (2, 3):
-        return f"{len(fields)} fields in {line!r}"
+        return f"{len(fields)} fields in {_shown(line)}"
+    if any(field.startswith("|") or field.endswith("|") for field in fields):
+        return f"more than {SEPARATOR!r} between the fields of {_shown(line)}"
     if not fields[0]:
-        return f"no {first} in {line!r}"
+        return f"no {first} in {_shown(line)}"
     if len(fields) == 3 and not fields[2].isdecimal():
-        return f"{fields[2]!r} is not a number of frames"
+        return f"{_shown(fields[2])} is not a number of frames"
     return None
 
 
 def _misread(line: str) -> str | None:
     """Why a line of captions can't be a caption: it comes from a list with other separators, or from one of clips."""
     if "||" in line or "\t" in line:
-        return f"{line!r} looks like fields, but not with {SEPARATOR!r} between them"
+        return f"{_shown(line)} looks like fields, but not with {SEPARATOR!r} between them"
     if line.lower().endswith(VIDEO_ENDINGS):
-        return f"{line!r} is a file name, not a caption"
+        return f"{_shown(line)} is a file name, not a caption"
     return None
 
 
 def _csv(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
     reader = csv.DictReader(lines, strict=True)
     try:
-        _need_columns(source, reader.fieldnames or [], first)
+        names = reader.fieldnames or []
+        _need_columns(source, names, first)
+        if twice := [name for name in (first, "caption") if names.count(name) > 1]:
+            raise ManifestError(f"{source}: {' and '.join(twice)} stand in its header more than once")
         for record in reader:
             where = f"{source} line {reader.line_num}"
             # DictReader files surplus fields under None and fills missing ones with None.
             if None in record or None in record.values():
-                reason = f"{where}: needs {len(reader.fieldnames or [])} fields, as its header has"
+                reason = f"{where}: needs {len(names)} fields, as its header has"
                 yield _Row(where, None, None, BadRow(str(list(record.values())), reason))
             else:
                 yield _row(where, record, first)
@@ -238,16 +256,22 @@ def _jsonl(source: str, lines: Iterable[str], first: str) -> Iterator[_Row]:
         where = f"{source} line {number}"
         text = line.strip()
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_each_once)
             if not isinstance(record, dict):
-                raise ManifestError(f"{where}: {text!r} is not an object with {first!r} and 'caption'")
+                raise ManifestError(f"{where}: {_shown(text)} is not an object with {first!r} and 'caption'")
             _need_columns(where, record, first)
-        except json.JSONDecodeError as error:
-            yield _Row(where, None, None, BadRow(text, f"{where}: not JSON ({error.msg}); allowed: one object a line"))
         except ManifestError as error:
             yield _Row(where, None, None, BadRow(text, str(error)))
+        except (ValueError, RecursionError) as error:  # also numbers of 5000 digits and 1000 brackets
+            yield _Row(where, None, None, BadRow(text, f"{where}: not JSON ({error}); allowed: one object a line"))
         else:
             yield _row(where, record, first)
+
+
+def _each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    if len(record := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key stands there twice, among {[key for key, _ in pairs]}")
+    return record
 
 
 def _parquet(source: str, first: str) -> Iterator[_Row]:
@@ -256,9 +280,10 @@ def _parquet(source: str, first: str) -> Iterator[_Row]:
         names = pq.read_schema(inner, filesystem=filesystem).names
         _need_columns(source, names, first)
         table = pq.read_table(inner, filesystem=filesystem, columns=[n for n in (first, "caption") if n in names])
-    except pa.ArrowInvalid as error:
-        raise ManifestError(f"{source}: not a Parquet file ({error})") from None
-    for number, record in enumerate(table.to_pylist()):
+        records = table.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{source}: not a Parquet file, or a damaged one ({_shown(str(error))})") from None
+    for number, record in enumerate(records):
         yield _row(f"{source} row {number}", record, first)
 
 
@@ -272,30 +297,66 @@ def _row(where: str, record: dict[str, object], first: str) -> _Row:
     values: list[str | None] = []
     for value in (record.get(first), record["caption"]):
         if not (value is None or (isinstance(value, str) and _is_text(value))):
-            return _Row(where, None, None, BadRow(ascii(value), f"{where}: {value!r} is not text"))
+            return _Row(where, None, None, BadRow(_shown(value), f"{where}: {_shown(value)} is not text"))
         values.append(value.strip() if isinstance(value, str) else None)
     return _Row(where, values[0], values[1])
 
 
 def _is_text(value: str) -> bool:
-    """JSON can spell halves of characters, which no tokenizer takes."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    """JSON can spell halves of characters, which no tokenizer takes, and zero bytes, which no path may hold."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
+
+
+def _shown(value: object) -> str:
+    """What a message shows of something that may be as long as a file."""
+    text = ascii(value) if not isinstance(value, str) or not _is_text(value) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _folder(source: str, filesystem: pa.fs.FileSystem, inner: str) -> Iterator[_Row]:
     """Every clip below the folder, sorted by path, captioned by the `.txt` of the same name."""
-    files = sorted(f.path for f in filesystem.get_file_info(pa.fs.FileSelector(inner, recursive=True)) if f.is_file)
+    try:
+        files = _files(source, filesystem, inner)
+    except (OSError, UnicodeError) as error:  # a folder that may not be read, a name that is no text
+        raise ManifestError(f"{source}: its files can't be listed: {error}") from error
     texts = {file for file in files if file.endswith(".txt")}
     for file in files:
         if Path(file).suffix.lower() not in VIDEO_ENDINGS:
             continue
         video = join(source, file[len(inner) :].lstrip("/"))
         text = str(Path(file).with_suffix(".txt"))
-        caption = ""
-        if text in texts:
-            try:
-                with filesystem.open_input_stream(text) as stream:
-                    caption = " ".join(stream.read().decode("utf-8-sig").split())
-            except UnicodeDecodeError as error:
-                raise ManifestError(f"{text}: not UTF-8 text at byte {error.start}") from None
-        yield _Row(video, video, caption)
+        yield _Row(video, video, _beside(filesystem, text) if text in texts else "")
+
+
+def _files(source: str, filesystem: pa.fs.FileSystem, inner: str) -> list[str]:
+    """Regular files and links to such below a folder, sorted. Links to folders are not followed: they may go round."""
+    if not isinstance(filesystem, pa.fs.LocalFileSystem):
+        found = filesystem.get_file_info(pa.fs.FileSelector(inner, recursive=True))
+        return sorted(file.path for file in found if file.is_file)
+    files, links = [], []
+    for folder, folders, names in os.walk(inner, onerror=_refuse):
+        links += [path for path in (os.path.join(folder, name) for name in folders) if os.path.islink(path)]
+        files += [path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path)]
+    if links:
+        log.warning("%s: %d links to other folders are not followed, the first is %s", source, len(links), links[0])
+    for file in files:
+        file.encode()
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _beside(filesystem: pa.fs.FileSystem, text: str) -> str:
+    """The caption in a file."""
+    try:
+        with filesystem.open_input_stream(text) as stream:
+            caption = " ".join(stream.read().decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{text}: not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise ManifestError(f"{text} can't be read: {error}") from error
+    if not _is_text(caption):
+        raise ManifestError(f"{text}: {_shown(caption)} is not text")
+    return caption

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -21,42 +21,44 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import join, locate, read_bytes, write_bytes
-from rayvideo.data.table import LatentTable, Place, Rejected
-from rayvideo.errors import UserError
+from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes
+from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
 
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
-
-
-class DataError(UserError):
-    """Clips that can't be used for a run; the message says which and what to do."""
+ANEW = "prepare into a new folder"
 
 
 def open_prepared(recipe: Recipe) -> LatentTable:
     """The clips of `recipe.data.prepared`.
 
     Raises:
-        DataError: The folder is missing, unfinished, empty, or was made with another model, size or frame rate.
+        DataError: The folder is missing, unfinished, empty, damaged, or was made with another model, size or rate.
     """
     folder = str(recipe.data.prepared)
     summary = read_summary(folder)
     if summary is None:
         raise DataError(f"data.prepared {folder!r} is no folder that jobs/prepare.py wrote")
-    if not summary["finished"]:
+    if not summary.get("finished"):
         raise DataError(f"data.prepared {folder!r} is not finished; run jobs/prepare.py again: it goes on from there")
     expected = fingerprint(recipe)
-    _compare(folder, {key: summary["fingerprint"][key] for key in expected}, expected)
+    _compare(folder, summary, expected)
     places = clip_places(folder)
     if not places:
         raise DataError(f"data.prepared {folder!r} holds no clips")
     captions = join(folder, "captions.parquet")
     filesystem, inner = locate(captions)
-    names = pq.read_table(inner, filesystem=filesystem, columns=["caption"])["caption"].to_pylist()
+    try:
+        names = pq.read_table(inner, filesystem=filesystem, columns=["caption"])["caption"].to_pylist()
+        rejected = [Rejected(**json.loads(line)) for line in read_bytes(join(folder, "rejected.jsonl")).splitlines()]
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise DataError(f"data.prepared {folder!r} is damaged ({error}); {ANEW}") from error
+    if absent := {"", *(place.caption for place in places.values())} - set(names):
+        raise DataError(f"{captions} lacks {len(absent)} captions of its clips, such as {min(absent)!r}; {ANEW}")
     return LatentTable(
-        [places[clip] for clip in sorted(places)],
+        [places[clip].place for clip in sorted(places)],
         {caption: Place(captions, row) for row, caption in enumerate(names)},
-        [Rejected(**json.loads(line)) for line in read_bytes(join(folder, "rejected.jsonl")).splitlines()],
+        rejected,
     )
 
 
@@ -65,7 +67,7 @@ def claim(folder: str, expected: dict[str, Any]) -> None:
     filesystem, inner = locate(folder)
     summary = read_summary(folder)
     if summary is not None:
-        _compare(folder, summary["fingerprint"], expected)
+        _compare(folder, summary, expected)
     elif filesystem.get_file_info(pa.fs.FileSelector(inner, allow_not_found=True)):
         raise DataError(f"{folder!r} is not empty and not of jobs/prepare.py; choose another folder")
     write_summary(folder, {"finished": False, "fingerprint": expected})
@@ -79,22 +81,37 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     return {"model": model_digest(recipe.model.path, ENCODING_PARTS), **numbers, **listed}
 
 
-def clip_places(folder: str) -> dict[int, Place]:
-    """Where each clip lies that the folder holds, by id."""
+class Prepared(NamedTuple):
+    """A clip in the folder."""
+
+    place: Place
+    caption: str
+
+
+def clip_places(folder: str) -> dict[int, Prepared]:
+    """The clips that the folder holds, by id.
+
+    Raises:
+        DataError: a file of them is damaged or of something else.
+    """
     clips = join(folder, "clips")
     filesystem, inner = locate(clips)
     filesystem.create_dir(inner, recursive=True)
     # A file whose name starts with "_" was being written when its process died; datasets pass over those.
-    dataset = pa.dataset.dataset(inner, filesystem=filesystem, format="parquet")
-    if not dataset.files:
-        return {}
-    table = dataset.to_table(columns=["id", "__filename"])
+    try:
+        dataset = pa.dataset.dataset(inner, filesystem=filesystem, format="parquet")
+        if not dataset.files:
+            return {}
+        rows = dataset.to_table(columns=["id", "caption", "__filename"]).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{clips} holds a file that is damaged or of something else ({error}); {ANEW}") from error
     row_in_file: Counter[str] = Counter()
-    places: dict[int, Place] = {}
-    for clip, file in zip(table["id"].to_pylist(), table["__filename"].to_pylist(), strict=True):
+    places: dict[int, Prepared] = {}
+    for row in rows:
+        clip, file = row["id"], row["__filename"]
         if clip in places:
-            raise DataError(f"{folder!r} holds clip {clip} twice; prepare into a new folder")
-        places[clip] = Place(join(clips, file.rpartition("/")[2]), row_in_file[file])
+            raise DataError(f"{folder!r} holds clip {clip} twice; {ANEW}")
+        places[clip] = Prepared(Place(join(clips, file.rpartition("/")[2]), row_in_file[file]), row["caption"])
         row_in_file[file] += 1
     return places
 
@@ -106,17 +123,27 @@ def write_rejected(path: str | Path, rejected: Sequence[Rejected]) -> None:
 
 
 def read_summary(folder: str) -> dict[str, Any] | None:
+    """What summary.json says, None if there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
     try:
-        return json.loads(read_bytes(join(folder, "summary.json")))
+        return read_object(join(folder, "summary.json"), ANEW)
     except FileNotFoundError:
         return None
+    except StorageError as error:
+        raise DataError(str(error)) from error
 
 
 def write_summary(folder: str, summary: dict[str, Any]) -> None:
     write_bytes(join(folder, "summary.json"), json.dumps(summary, indent=2).encode())
 
 
-def _compare(folder: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def _compare(folder: str, summary: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = summary.get("fingerprint")
+    if not isinstance(found, dict) or not expected.keys() <= found.keys():
+        raise DataError(f"{folder!r}: its summary.json does not say what it was prepared with; {ANEW}")
     digests = {"manifest": "another list of clips", "model": "another VAE or text tower"}
     for key, value in expected.items():
         if found[key] != value:

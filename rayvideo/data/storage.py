@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 
+from rayvideo.errors import UserError
+
+
+class StorageError(UserError):
+    """A path or URI that leads nowhere, or a file that does not hold what was written there."""
+
 
 def locate(path: str | Path) -> tuple[pa.fs.FileSystem, str]:
-    """The filesystem that `path` lies on and its path there: a local path, or a URI such as `s3://bucket/folder`."""
+    """The filesystem that `path` lies on and its path there: a local path, or a URI such as `s3://bucket/folder`.
+
+    Raises:
+        StorageError: no such kind of URI, or a path that no file system takes.
+    """
     text = str(path)
-    return pa.fs.FileSystem.from_uri(text) if is_uri(text) else (pa.fs.LocalFileSystem(), str(Path(text).absolute()))
+    try:
+        text.encode()
+        if "\0" in text:
+            raise ValueError("it holds a zero byte")
+        return pa.fs.FileSystem.from_uri(text) if is_uri(text) else (pa.fs.LocalFileSystem(), _absolute(text))
+    except (pa.ArrowException, OSError, ValueError) as error:  # also text that is no Unicode
+        raise StorageError(f"{text!a} is neither a local path nor a URI that can be used: {error}") from error
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
 
 
 def is_uri(path: str) -> bool:
@@ -22,7 +44,7 @@ def is_uri(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """The same place for every process; Ray's workers may have another working directory."""
-    return path if is_uri(path) else str(Path(path).absolute())
+    return path if is_uri(path) else _absolute(path)
 
 
 def join(folder: str, name: str) -> str:
@@ -47,14 +69,34 @@ def parent(path: str) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
+    """A file as it lies there: names that end in .gz and the like are no reason to unpack it."""
     filesystem, inner = locate(path)
-    with filesystem.open_input_stream(inner) as source:
+    with filesystem.open_input_stream(inner, compression=None) as source:
         return bytes(source.read())
+
+
+def read_object(path: str | Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        StorageError: it holds none; ends with `mend`, which is what to do then.
+    """
+    try:
+        found = json.loads(read_bytes(path))
+        if isinstance(found, dict):
+            return found
+        reason = f"a {type(found).__name__}"
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5000 digits, 1000 brackets
+        reason = str(error)
+    raise StorageError(f"{path} is damaged or of something else: it holds no JSON object ({reason}); {mend}")
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file, atomically."""
-    with replacing(path) as (filesystem, temporary), filesystem.open_output_stream(temporary) as target:
+    with (
+        replacing(path) as (filesystem, temporary),
+        filesystem.open_output_stream(temporary, compression=None) as target,
+    ):
         target.write(content)
 
 

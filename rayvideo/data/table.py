@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 
 from rayvideo.data.storage import locate
+from rayvideo.errors import UserError
 from rayvideo.seeding import generator_for
 
 CACHE_BYTES = 256 * 2**20
+
+
+class DataError(UserError):
+    """Clips that can't be used for a run; the message says which and what to do."""
 
 
 class Rejected(NamedTuple):
@@ -104,7 +109,10 @@ class _Rows:
     def _load(self, index: int) -> dict[str, Any]:
         place = self._places[index]
         if isinstance(place.block, str):
-            row = self._open(place.block).read_row_group(place.row)
+            try:
+                row = self._open(place.block).read_row_group(place.row)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{place.block} is damaged or gone ({error}); prepare into a new folder") from error
         else:
             row = ray.get(place.block).slice(place.row, 1)
         return {name: _value(row[name]) for name in row.column_names}

@@ -11,11 +11,13 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.fs
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from rayvideo.data.storage import is_uri, locate, write_bytes
+from rayvideo.data.storage import StorageError, is_uri, locate, write_bytes
 from rayvideo.errors import UserError
 
 # Containers round times to their tick, at worst a millisecond (Matroska); a frame may be this early or late.
@@ -23,6 +25,10 @@ TICK_S = 0.001
 # Bicubic with full-resolution chroma; swscale widens its filter when it shrinks, which antialiases. Numbers, because
 # PyAV names these flags from 18 on, which Python 3.10 can't have.
 FULL_CHR_H_INT, ACCURATE_RND = 0x2000, 0x40000
+# What clips come in. FFmpeg guesses by content, and would also take playlists, which name other files and hosts.
+CONTAINERS = "mov,matroska,avi,gif,mpeg,mpegts,flv,asf,ogg,mxf"
+MAX_PIXELS = 2**25  # of a frame, more than 8K has; a damaged header may claim any size
+MAX_CROPPED = 16  # times the pixels that are kept: a frame of 16384 x 2 would be blown up to fill the height
 INTERPOLATION = Interpolation.BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
 
 
@@ -59,16 +65,20 @@ def read_clip(path: str | Path, frames: int, fps: float, height: int, width: int
         with _open(str(path)) as container:
             if not container.streams.video:
                 raise ClipError(path, "no video stream")
+            if container.streams.video[0].codec_context is None:
+                raise ClipError(path, "no decoder for its video stream")
             pixel_aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
             for frame, seconds in _shown(path, container):
                 due = min(frames, math.ceil((seconds - TICK_S) * fps))
                 if due > filled:
-                    clip[filled:due] = _fit(resize, frame, pixel_aspect, height, width)
+                    clip[filled:due] = _fit(path, resize, frame, pixel_aspect, height, width)
                     filled = due
                 if filled == frames:
                     return clip
     except (av.FFmpegError, OSError) as error:
         raise ClipError(path, f"unreadable: {error.strerror or error}") from error
+    except StorageError as error:
+        raise ClipError(path, str(error)) from error
     needed = f"{frames} frames at {fps:g} fps need more than {(frames - 1) / fps:.2f} s"
     raise ClipError(path, f"too short: it lasts {seconds:.2f} s, but {needed}")
 
@@ -99,16 +109,19 @@ def write_clip(path: str | Path, frames: npt.NDArray[np.uint8], fps: float = 8, 
 
 def _open(path: str) -> InputContainer:
     """Odd metadata is no reason to refuse a clip, hence errors="replace"."""
-    if not is_uri(path):
-        return av.open(path, metadata_errors="replace")
     filesystem, inner = locate(path)
-    return av.open(filesystem.open_input_file(inner), metadata_errors="replace")
+    if filesystem.get_file_info(inner).type not in (pa.fs.FileType.File, pa.fs.FileType.NotFound):
+        raise ClipError(path, "no regular file")  # a pipe could be waited for without end
+    # `inner` is absolute: FFmpeg would take a name such as "concat:a|b" as one of its own protocols.
+    source = filesystem.open_input_file(inner) if is_uri(path) else inner
+    return av.open(source, metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
 
 
 def _shown(path: str | Path, container: InputContainer) -> Iterator[tuple[VideoFrame, float]]:
     """Frames with the time at which each leaves the screen, in seconds after the first frame."""
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # clips are decoded side by side, one core each
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     shown: VideoFrame | None = None
     start = 0.0
     for frame in container.decode(stream):
@@ -127,7 +140,7 @@ def _shown(path: str | Path, container: InputContainer) -> Iterator[tuple[VideoF
 
 
 def _fit(
-    resize: VideoReformatter, frame: VideoFrame, pixel_aspect: float, height: int, width: int
+    path: str | Path, resize: VideoReformatter, frame: VideoFrame, pixel_aspect: float, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
     """The frame upright, resized to cover height x width, cropped at the centre: RGB [height, width, 3]."""
     turns = round(frame.rotation / 90) % 4
@@ -136,6 +149,9 @@ def _fit(
     shown_width = frame.width * pixel_aspect
     scale = max(height / frame.height, width / shown_width)
     tall, wide = max(height, round(frame.height * scale)), max(width, round(shown_width * scale))
+    if tall * wide > MAX_CROPPED * height * width:
+        shape = f"{frame.width} x {frame.height} pixels, each {pixel_aspect:g} times as wide as high"
+        raise ClipError(path, f"its frames are too long and thin for {width} x {height}: {shape}")
     rgb = resize.reformat(frame, wide, tall, "rgb24", interpolation=INTERPOLATION).to_ndarray()
     top, left = (tall - height) // 2, (wide - width) // 2
     return np.rot90(rgb[top : top + height, left : left + width], turns)

@@ -18,6 +18,7 @@ import pyarrow.fs
 
 from rayvideo.data.prepared import model_digest
 from rayvideo.data.storage import join, locate, read_bytes, write_bytes
+from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import slug
 from rayvideo.evaluation.folder import is_file
 from rayvideo.recipe import Recipe
@@ -67,12 +68,27 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
+def _row(path: str, number: int, line: bytes) -> Row | None:
+    try:
+        row = Row(**json.loads(line)) if line.strip() else None
+        hash(row)
+        return row
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EvaluationError(
+            f"{path} line {number} is no entry of an index ({error}); remove the line, and its clip is made again"
+        ) from error
+
+
 class Index:
-    """The lines of index.jsonl, by file; those whose file is gone are forgotten."""
+    """The lines of index.jsonl, by file; those whose file is gone are forgotten.
+
+    Raises:
+        EvaluationError: naming a line that is damaged.
+    """
 
     def __init__(self, folder: str) -> None:
         self._path = join(folder, "index.jsonl")
-        self._done: dict[str, Row] = {}
+        self._done: dict[str | None, Row] = {}
         self._bad: list[Row] = []
         self._cost, self._written = 0.0, time.monotonic()
         if is_file(self._path):
@@ -82,8 +98,8 @@ class Index:
                 for file in filesystem.get_file_info(pa.fs.FileSelector(inner, allow_not_found=True))
                 if file.is_file and file.size
             }
-            rows = (Row(**json.loads(line)) for line in read_bytes(self._path).splitlines())
-            self._done = {row.file: row for row in rows if row.status == "done" and row.file in there and row.file}
+            rows = (_row(self._path, *numbered) for numbered in enumerate(read_bytes(self._path).split(b"\n"), 1))
+            self._done = {row.file: row for row in rows if row and row.status == "done" and row.file in there}
 
     def __contains__(self, file: str | None) -> bool:
         """Whether the clip is made."""

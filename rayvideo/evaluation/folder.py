@@ -9,15 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from rayvideo.data.storage import join, locate, read_bytes
+from rayvideo.data.storage import join, locate, read_bytes, read_object
 
 logger = logging.getLogger(__name__)
 
 
 def read_summary(folder: str) -> dict[str, Any]:
-    """What jobs have written into `folder`/summary.json so far; empty if none has."""
+    """What jobs have written into `folder`/summary.json so far; empty if none has.
+
+    Raises:
+        StorageError: something else stands there.
+    """
     path = join(folder, "summary.json")
-    return json.loads(read_bytes(path)) if is_file(path) else {}
+    return read_object(path, "move it away, then it is written anew") if is_file(path) else {}
 
 
 def is_file(path: str) -> bool:
