@@ -86,7 +86,7 @@ def logical_cpus(recipe: Recipe, cores: int) -> int:
     judges = sum(judge.num_cpus for judge in (*recipe.reward.judges, *evaluation.judges))
     phases = (
         data.encoders * data.encoder_cpus + data.decode_cpus,
-        training.workers * training.cpus_per_worker + judges,
+        training.workers.max * training.cpus_per_worker + judges,
         evaluation.workers * evaluation.cpus_per_worker + judges,
     )
     return max(MIN_CPUS, cores, math.ceil(max(phases)) + 1)

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.max_failures",
+    "training.workers",
     "training.cpus_per_worker",
     "training.gpus_per_worker",
     "evaluation.",

@@ -53,6 +53,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     checkpoint = runs.newest_checkpoint(recipe) if resume else None
     if not resume:
         runs.refuse_taken(recipe)
+    shared = _shared_as_begun(recipe, checkpoint)
     pool = RewardPool(recipe.reward.judges, name=recipe.tracking.run_name)
     try:
         table = open_latents(recipe)  # this and the next line while the judges load
@@ -60,11 +61,20 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         pool.wait_until_ready()
         ref = _begin(recipe, table.rejected, checkpoint)
         with Tracker(ref) as tracker:
-            result = _fit(Plan(recipe, runs.folder_of(recipe), table, pool, shown, ref))
+            result = _fit(Plan(shared, runs.folder_of(recipe), table, pool, shown, ref))
             clips = {"clips": len(table), "rejected": len(table.rejected)}
             return _finish(recipe, result, tracker, {**clips, "seconds": round(time.monotonic() - started, 1)})
     finally:
         pool.close()
+
+
+def _shared_as_begun(recipe: Recipe, checkpoint: Checkpoint | None) -> Recipe:
+    """The recipe, but a resumed run keeps the global batch that it was begun with, whatever its workers are now."""
+    if checkpoint is None:
+        return recipe
+    with checkpoint.as_directory() as files:
+        clips = json.loads(Path(files, STATE).read_text())["global_batch"]
+    return recipe.model_copy(update={"training": recipe.training.with_global_batch(clips)})
 
 
 def _begin(recipe: Recipe, rejected: Sequence[Rejected], checkpoint: Checkpoint | None) -> RunRef:
@@ -95,7 +105,7 @@ def _fit(plan: Plan) -> Result:
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=options.workers,
+            num_workers=(options.workers.min, options.workers.max) if options.workers.elastic else options.workers.max,
             use_gpu=options.gpus_per_worker > 0,
             resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker},
         ),

@@ -11,6 +11,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 
 from rayvideo.data.storage import join
 from rayvideo.evaluation.previews import Previews
@@ -94,7 +95,13 @@ def _checkpoint(engine: Engine, plan: Plan, step: int, rank: int) -> None:
         engine.save(Path(folder))
         if rank == 0:
             engine.save_adapter(Path(folder, "adapter"), weights)
-            state = {"step": step, "mlflow": plan.tracking.shareable(), "recipe": plan.recipe.model_dump(mode="json")}
+            state = {
+                "step": step,
+                "workers": dist.get_world_size(),
+                "global_batch": plan.recipe.training.global_batch,
+                "mlflow": plan.tracking.shareable(),
+                "recipe": plan.recipe.model_dump(mode="json"),
+            }
             Path(folder, STATE).write_text(json.dumps(state, indent=2))
         ray.train.report(
             {"step": step},

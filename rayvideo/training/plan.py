@@ -12,7 +12,7 @@ from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
 
 STATE = "state.json"
-"""In a checkpoint, beside DeepSpeed's files and the adapter: step, MLflow run, recipe."""
+"""In a checkpoint, beside DeepSpeed's files and the adapter: step, workers, global batch, MLflow run, recipe."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Plan:
     """What the driver hands to every worker."""
 
     recipe: Recipe
+    """Its `accumulation` is one that makes `training.workers` share the global batch of the run as it was begun."""
     run_folder: str
     """Absolute path or URI."""
     table: LatentTable

@@ -58,7 +58,7 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
     ("change", "message"),
     [
         ({"training": {"lr": 0.5}}, r"training\.lr: run 'first' was begun with 1e-05, .* resumed with 0\.5"),
-        ({"training": {"workers": 2}}, r"training\.workers: .* with 1, .* with 2"),
+        ({"training": {"accumulation": 2}}, r"training\.accumulation: .* with 1, .* with 2"),
         ({"reward": {"judges": [{"name": "other"}]}}, r"reward\.judges\.0\.name: .* with 'judge', .* with 'other'"),
         (
             {"reward": {"judges": [{"name": "judge"}, {"name": "b"}]}},
@@ -74,7 +74,7 @@ def test_another_recipe_is_refused(tmp_path, change, message):
 
 def test_what_does_not_change_the_numbers_may_change(tmp_path):
     runs.write_recipe(recipe_in(tmp_path))
-    changed = recipe_in(tmp_path, training={"steps": 7, "max_failures": 0}, evaluation={"previews": 9})
+    changed = recipe_in(tmp_path, training={"steps": 7, "max_failures": 0, "workers": 2}, evaluation={"previews": 9})
     with pytest.raises(RecipeError, match="no checkpoint"):  # all that is missing
         runs.newest_checkpoint(changed)
 
