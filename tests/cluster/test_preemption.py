@@ -29,6 +29,9 @@ class Worker:
     def asked(self) -> bool:
         return preemption._asked.is_set()
 
+    def wait(self) -> None:
+        time.sleep(600)
+
     def read(self, mailbox: Mailbox) -> bool:
         return mailbox.asked()
 
@@ -42,8 +45,7 @@ def test_sigterm_asks_a_worker_and_a_second_one_ends_it():
         time.sleep(0.02)
     os.kill(pid, signal.SIGTERM)
     with pytest.raises(RayActorError):
-        while True:
-            ray.get(worker.asked.remote())
+        ray.get(worker.wait.remote())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
