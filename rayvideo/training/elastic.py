@@ -1,4 +1,4 @@
-"""Ray Train's elastic training, for a global batch that not every number of workers can share."""
+"""Ray Train, for a global batch that not every number of workers can share, and runs that are saved before they end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ray.train.v2._internal.execution.scaling_policy import (
 from rayvideo.training import preemption
 
 
-class ElasticTrainer(TorchTrainer):
-    """Trains with any of `sizes` workers, as many as the nodes have room for.
+class Trainer(TorchTrainer):
+    """Ray Train's trainer, that leaves signals alone; elastic with any of `sizes` workers that the nodes have room for.
 
-    When that changes, `fit` returns: the workers have saved their state, and a new `fit` goes on from there.
+    When that room changes, `fit` returns: the workers have saved their state, and a new `fit` goes on from there.
     """
 
     def __init__(self, *args: Any, sizes: Sequence[int], **options: Any) -> None:
@@ -30,9 +30,12 @@ class ElasticTrainer(TorchTrainer):
         self._sizes = sizes
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        # Ray Train has no public way to choose a policy.
-        policy = Following(self.scaling_config, self._sizes)
-        return super()._initialize_and_run_controller(**{**parts, "scaling_policy": policy})
+        if self.scaling_config.elasticity_enabled:  # there is no public way to choose a policy
+            parts["scaling_policy"] = Following(self.scaling_config, self._sizes)
+        return super()._initialize_and_run_controller(**parts)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray Train would abort the workers in mid-step; `preemption.on_signals` lets them save their state."""
 
 
 class Following(ElasticScalingPolicy):

@@ -7,8 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
@@ -34,7 +32,7 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, versions
 from rayvideo.training import folder as runs
-from rayvideo.training.elastic import ElasticTrainer
+from rayvideo.training.elastic import Trainer
 from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
 from rayvideo.training.meters import Journal
@@ -123,7 +121,7 @@ def _fit(plan: Plan) -> Result:
         while True:
             result = _attempt(plan)
             done = _state(result.checkpoint)["step"]
-            if done == steps:
+            if done >= steps:  # more, if a resumed run shall end earlier than it was begun to
                 return result
             if caught:
                 name = plan.recipe.tracking.run_name
@@ -133,7 +131,7 @@ def _fit(plan: Plan) -> Result:
                     done,
                     caught[0],
                 )
-            logger.warning("nodes come or go: saved after step %d, going on with the workers there is room for", done)
+            logger.warning("workers had to end, saved after step %d: going on with as many as there is room for", done)
 
 
 def _attempt(plan: Plan) -> Result:
@@ -141,8 +139,9 @@ def _attempt(plan: Plan) -> Result:
     options = plan.recipe.training
     workers = options.workers
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would mean something else in workers
-    trainer = (partial(ElasticTrainer, sizes=options.sizes) if workers.elastic else TorchTrainer)(
+    trainer = Trainer(
         _work,
+        sizes=options.sizes,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
@@ -160,13 +159,10 @@ def _attempt(plan: Plan) -> Result:
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised here, or told by OnFailure
         ),
     )
-    thread = ThreadPoolExecutor(1)  # the main thread is left to signals, for which Ray Train has a handler of its own
     try:
-        return thread.submit(trainer.fit).result()
+        return trainer.fit()
     except ControllerError as error:
         raise (error.controller_failure if isinstance(error.controller_failure, UserError) else error) from None
-    finally:
-        thread.shutdown(wait=False)
 
 
 def _work(config: dict[str, Any]) -> None:
