@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-import ray.train
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import get_train_context
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,10 @@ def ask() -> None:
 
 
 def asked(mailbox: Mailbox, rank: int) -> bool:
-    """Whether this worker was asked to stop; all workers must call this equally often."""
-    leaving = ray.train.get_preemption_info() is not None
-    return leaving or _asked.is_set() or (rank == 0 and mailbox.asked())
+    """Whether this worker knows that it was asked to stop; others may not know yet."""
+    # Not ray.train.get_preemption_info(), for which all workers would wait for each other once more.
+    notice = get_train_context().preemption_context.preemption_info
+    return notice is not None or _asked.is_set() or (rank == 0 and mailbox.asked())
 
 
 class OnSigterm(WorkerCallback):

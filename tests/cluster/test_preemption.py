@@ -37,7 +37,7 @@ class Worker:
 
 
 def test_sigterm_asks_a_worker_and_a_second_one_ends_it():
-    worker = Worker.remote()
+    worker = Worker.remote()  # type: ignore[attr-defined]
     pid = ray.get(worker.pid.remote())
     assert not ray.get(worker.asked.remote())
     os.kill(pid, signal.SIGTERM)
@@ -50,7 +50,8 @@ def test_sigterm_asks_a_worker_and_a_second_one_ends_it():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_driver_reaches_the_workers(number):
-    before, mailbox, worker = signal.getsignal(number), Mailbox(), Worker.remote()
+    before, mailbox = signal.getsignal(number), Mailbox()
+    worker = Worker.remote()  # type: ignore[attr-defined]
     with on_signals(mailbox) as caught:
         assert not ray.get(worker.read.remote(mailbox))
         os.kill(os.getpid(), number)
