@@ -14,17 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayvideo.data.latents import prepare_to
 from rayvideo.recipe import parse_recipe
+from tests.prepared import save_prepared
 
 STEPS = 16
 
 
 @pytest.mark.timeout(1500)
-def test_workers_follow_the_nodes(ray_cluster, tiny_pipeline, tiny_clips, tmp_path):
+def test_workers_follow_the_nodes(tiny_pipeline, tmp_path):
     tree = {
         "model": {"path": str(tiny_pipeline)},
-        "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 4, "height": 64, "width": 64},
+        "data": {"prepared": str(tmp_path / "latents"), "frames": 4, "height": 64, "width": 64},
         "editing": {"steps": 5},
         "reward": {
             "judges": [{"name": "paced", "type": "tests.cluster.elastic:Paced", "checkpoint": str(tmp_path / "hurry")}],
@@ -42,8 +42,7 @@ def test_workers_follow_the_nodes(ray_cluster, tiny_pipeline, tiny_clips, tmp_pa
         "tracking": {"run_name": "changing"},
         "storage": str(tmp_path / "runs"),
     }
-    prepare_to(parse_recipe(tree), str(tmp_path / "latents"))
-    tree["data"] = {"prepared": str(tmp_path / "latents"), "frames": 4, "height": 64, "width": 64}
+    save_prepared(parse_recipe(tree))
     (tmp_path / "recipe.json").write_text(json.dumps(tree))
     own = mkdtemp(prefix="ray", dir="/tmp")  # sockets below it have room for few letters
     try:
