@@ -17,17 +17,17 @@ from ray.exceptions import RayTaskError
 import rayvideo
 from rayvideo import capacity
 from rayvideo.data.storage import is_uri
-from rayvideo.errors import UserError
+from rayvideo.errors import Stopped, UserError
 from rayvideo.recipe import Recipe, RecipeError
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
 ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core writes errors to the terminal that are none, such as on actor pools
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # some clouds give 30 s of notice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for the controller's poll: 2 s otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
     # Watchers that a single run does not need, at seconds of start-up each.
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
 MIN_CPUS = 4
@@ -43,9 +43,10 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1.
+    """Parse the command line and call `main`.
 
-    SIGTERM, with which `ray job stop` and process managers end it, closes what is open, as Ctrl-C does.
+    A `UserError` ends the process with its message and exit code 1. SIGTERM, with which `ray job stop` and process
+    managers end it, and Ctrl-C close what is open first; the exit code is 128 + the signal's number, 143 and 130.
     """
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -55,15 +56,18 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except UserError as error:
         # Raised on a worker, it comes wrapped together with the worker's traceback.
         sys.exit(f"error: {error.cause if isinstance(error, RayTaskError) else error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     finally:
         if ray.is_initialized():
             ray.shutdown()
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def refuse_lost(written: Mapping[str, str | None]) -> None:
@@ -124,7 +128,7 @@ def logical_cpus(recipe: Recipe, cores: int) -> int:
     judges = sum(judge.num_cpus for judge in (*recipe.reward.judges, *evaluation.judges))
     phases = (
         data.encoders * data.encoder_cpus + data.decode_cpus,
-        training.workers * training.cpus_per_worker + judges,
+        training.workers.max * training.cpus_per_worker + judges,
         evaluation.workers * evaluation.cpus_per_worker + judges,
     )
     return max(MIN_CPUS, cores, math.ceil(max(phases)) + 1)

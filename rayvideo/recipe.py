@@ -16,7 +16,17 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
@@ -230,6 +240,43 @@ class Ddpo(Section):
     )
 
 
+class Workers(Section):
+    """How many DeepSpeed workers train: a number, or bounds between which they follow the nodes of the cluster."""
+
+    min: Positive = Field(1, description="Workers that training waits for.")
+    max: Positive = Field(description="Most workers; the global batch is that of so many.")
+    check_every_s: float = Field(60.0, gt=0, description="Seconds between looks at the nodes, for workers to follow.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number_or_bounds(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1:
+                raise ValueError(f"training.workers: {value} is not allowed: at least 1")
+            return {"min": value, "max": value}
+        if not isinstance(value, (dict, Workers)):
+            raise ValueError(f"training.workers: {value!r} is not allowed: a number, or {{min: 1, max: 4}}")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"training.workers.min {self.min} is more than training.workers.max {self.max}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, bounds: SerializerFunctionWrapHandler) -> Any:
+        return bounds(self) if self.elastic else self.max
+
+    def __str__(self) -> str:
+        return f"{self.min}-{self.max}" if self.elastic else str(self.max)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change during a run."""
+        return self.min < self.max
+
+
 class Training(Section):
     """Optimisation (release: AdamW on the adapter, batch 8 over 4 GPUs, 20 000 steps)."""
 
@@ -249,9 +296,14 @@ class Training(Section):
     steps: Positive = Field(
         20_000, description="Optimizer steps; for rwr and ddpo rounds of sampling and the section's `updates`."
     )
-    workers: Positive = Field(1, description="DeepSpeed workers.")
+    workers: Workers = Field(
+        Workers(min=1, max=1),
+        description="DeepSpeed workers: a number, or {min, max} to follow the nodes of the cluster (docs/elastic.md).",
+    )
     batch_size: Positive = Field(2, description="Clips per worker and micro-batch.")
-    accumulation: Positive = Field(1, description="Micro-batches per optimizer step.")
+    accumulation: Positive = Field(
+        1, description="Micro-batches per worker and optimizer step; fewer workers than the most take more."
+    )
     lr: float = Field(1e-5, gt=0, description="AdamW's learning rate after warm-up.")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
@@ -282,8 +334,29 @@ class Training(Section):
 
     @property
     def global_batch(self) -> int:
-        """Clips of all workers in an optimizer step."""
-        return self.workers * self.batch_size * self.accumulation
+        """Clips of all workers in an optimizer step: the same however many workers share them."""
+        return self.workers.max * self.batch_size * self.accumulation
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of workers that can share the global batch evenly."""
+        return _sharing(self.global_batch // self.batch_size)
+
+    def accumulation_of(self, workers: int) -> int:
+        """Micro-batches of each of so many workers in an optimizer step.
+
+        Raises:
+            RecipeError: they can't share the global batch evenly.
+        """
+        return _share(self.global_batch, self.batch_size, workers)
+
+    def with_global_batch(self, clips: int) -> Training:
+        """The same with such an `accumulation` that an optimizer step has so many clips, as a resumed run's must.
+
+        Raises:
+            RecipeError: `workers.max` can't share them evenly.
+        """
+        return self.model_copy(update={"accumulation": _share(clips, self.batch_size, self.workers.max)})
 
     @model_validator(mode="after")
     def _samples_can_be_compared(self) -> Training:
@@ -298,6 +371,20 @@ class Training(Section):
                 "samples of a step (training.workers x batch_size x accumulation)"
             )
         return self
+
+
+def _sharing(micro_batches: int) -> list[int]:
+    return [workers for workers in range(1, micro_batches + 1) if micro_batches % workers == 0]
+
+
+def _share(clips: int, size: int, workers: int) -> int:
+    allowed = _sharing(clips // size)
+    if workers not in allowed:
+        raise RecipeError(
+            f"training.workers: {workers} can't share the {clips} clips of an optimizer step evenly in micro-batches "
+            f"of {size}; allowed for this run: {', '.join(map(str, allowed))}"
+        )
+    return clips // size // workers
 
 
 class Features(Section):

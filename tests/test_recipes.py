@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.recipe import load_recipe
+from rayvideo.recipe import RecipeError, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -38,7 +38,7 @@ def test_the_paper_recipes_hold_the_paper_values(name):
     assert recipe.model.lora.targets == ("to_q", "to_k", "to_v", "to_out.0")
     assert (training.lr, training.weight_decay, training.betas, training.eps) == (1e-5, 0.0, (0.9, 0.999), 1e-8)
     assert (training.warmup_steps, training.steps, training.max_grad_norm) == (10, 20_000, 0.0)
-    assert (training.workers, training.batch_size, training.accumulation) == (4, 2, 1)
+    assert (training.workers.max, training.batch_size, training.accumulation) == (4, 2, 1)
     assert (data.frames, data.fps, data.height, data.width) == (16, 8.0, 256, 256)
     assert (recipe.evaluation.steps, recipe.evaluation.guidance) == ((20, 50), 3.0)
     assert list(recipe.evaluation.sets) == ["in_domain", "new", "non"]
@@ -47,12 +47,45 @@ def test_the_paper_recipes_hold_the_paper_values(name):
         ("clip", "bicubic"),
     ]
     # Everything fits on four GPUs: a worker on each, and beside them the judges.
-    for phase in (training, recipe.evaluation):
-        judges = sum(judge.num_gpus for judge in (*reward.judges, *recipe.evaluation.judges))
-        assert phase.workers * phase.gpus_per_worker + judges <= 4
+    judges = sum(judge.num_gpus for judge in (*reward.judges, *recipe.evaluation.judges))
+    assert training.workers.max * training.gpus_per_worker + judges <= 4
+    assert recipe.evaluation.workers * recipe.evaluation.gpus_per_worker + judges <= 4
 
 
 def test_the_paper_recipes_differ_in_the_model_alone():
     first, second = (yaml.safe_load((FOLDER / name).read_text(encoding="utf-8")) for name in PAPER)
     assert first["model"].pop("path") != second["model"].pop("path")
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bounds", "written"),
+    [
+        (["training.workers=3"], (3, 3), 3),
+        (["training.workers.max=4"], (1, 4), {"min": 1, "max": 4}),
+        (["training.workers.min=2", "training.workers.max=4"], (2, 4), {"min": 2, "max": 4}),
+        (["training.workers={min: 4, max: 4}"], (4, 4), 4),
+    ],
+)
+def test_workers_are_a_number_or_bounds(overrides, bounds, written):
+    recipe = load_recipe(FOLDER / "menagerie.yaml", overrides)
+    assert (recipe.training.workers.min, recipe.training.workers.max) == bounds
+    tree = recipe.model_dump(mode="json")
+    assert tree["training"]["workers"] == written
+    assert parse_recipe(tree) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.workers=0", "training.workers: 0 is not allowed: at least 1"),
+        ("training.workers=true", r"training.workers: True is not allowed: a number, or \{min: 1, max: 4\}"),
+        ("training.workers=many", "training.workers: 'many' is not allowed"),
+        ("training.workers.min=2", "training.workers.max: required, but not set"),
+        ("training.workers.most=2", "no such option 'most'.* Allowed: min, max"),
+        ("training.workers={min: 3, max: 2}", "training.workers.min 3 is more than training.workers.max 2"),
+    ],
+)
+def test_workers_that_make_no_sense_are_refused(override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(FOLDER / "menagerie.yaml", [override])

@@ -6,10 +6,15 @@ import logging
 import math
 import os
 import sys
+from argparse import Namespace
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rayvideo.models.lora import lora_parameters, save_adapter, unwrap
@@ -21,6 +26,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.checkpoint import ds_to_universal  # noqa: E402
 from deepspeed.utils import safe_get_full_fp32_param  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -50,10 +56,10 @@ class Engine:
         options: The recipe's training section.
         passes: Backward passes that each micro-batch takes; gradients are averaged over them.
 
-    An initialised `torch.distributed` process group is needed.
+    All workers take part in every call but `save_adapter`. An initialised `torch.distributed` process group is needed.
 
     Raises:
-        RecipeError: fp16 on a device that lacks it.
+        RecipeError: fp16 on a device that lacks it; as many workers as can't share the global batch.
     """
 
     def __init__(self, denoiser: nn.Module, options: Training, passes: int = 1) -> None:
@@ -64,7 +70,7 @@ class Engine:
         optimizer = torch.optim.AdamW(
             parameters, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
         )
-        config = deepspeed_config(options, sum(p.numel() for p in parameters), passes)
+        config = deepspeed_config(options, sum(p.numel() for p in parameters), passes, dist.get_world_size())
         self._engine, *_ = deepspeed.initialize(
             model=denoiser, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -107,8 +113,22 @@ class Engine:
         self._engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Continue from what as many workers as there are now have written into `folder`."""
-        self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        """Continue from what all workers, however many there were, have written into `folder`, which stays as it is.
+
+        DeepSpeed reads these files with pickle: load only what you trust.
+        """
+        writers = len(list(folder.glob(f"{TAG}/*_optim_states.pt")))  # one each; stage 0 keeps everything in one file
+        if writers in (0, dist.get_world_size()):
+            self._engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+            return
+        with TemporaryDirectory() as own:
+            universal = _node_wide(own)
+            if universal == own:
+                _convert(folder / TAG, Path(own, TAG))
+            dist.barrier()
+            self._engine._config.load_universal_checkpoint = True  # otherwise settled before there is a checkpoint
+            self._engine.load_checkpoint(universal, tag=TAG, load_module_strict=False)
+            dist.barrier()
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks from the denoiser."""
@@ -120,11 +140,11 @@ def supports_fp16() -> bool:
     return bool(get_accelerator().is_fp16_supported())
 
 
-def deepspeed_config(options: Training, trainable: int, passes: int = 1) -> dict[str, Any]:
+def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers: int = 1) -> dict[str, Any]:
     """DeepSpeed's configuration for the recipe's options, the number of trainable weights and `Engine`'s `passes`."""
     return {
         "train_micro_batch_size_per_gpu": options.batch_size,
-        "gradient_accumulation_steps": options.accumulation * passes,
+        "gradient_accumulation_steps": options.accumulation_of(workers) * passes,
         "gradient_clipping": options.max_grad_norm,  # DeepSpeed's own default is 1.0
         "fp16": {"enabled": options.precision == "fp16"},
         "communication_data_type": "fp32",
@@ -145,3 +165,26 @@ def _norm(engine: Any) -> float:
     # Stage 0 keeps plain gradients and reports no norm of its own.
     gradients = [p.grad for p in lora_parameters(engine).values() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients).item()
+
+
+def _node_wide(own: str) -> str:
+    """Of all workers' folders that of the first on this one's node: workers of a node have consecutive ranks."""
+    folders: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(folders, own if int(os.environ["LOCAL_RANK"]) == 0 else None)
+    return [folder for folder in folders[: dist.get_rank() + 1] if folder is not None][-1]
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Turn the shares of all workers in `source` into DeepSpeed's layout for any number of them."""
+    target.mkdir()
+    options = Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # in this process
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it tells its progress
+        ds_to_universal.main(options)

@@ -25,6 +25,7 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.keep_best",
     "training.max_failures",
+    "training.workers",
     "training.cpus_per_worker",
     "training.gpus_per_worker",
     "evaluation.",

@@ -9,20 +9,20 @@ from typing import Any
 from uuid import uuid4
 
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
 from rayvideo.data.storage import join
 from rayvideo.data.table import LatentTable
-from rayvideo.errors import UserError
+from rayvideo.errors import Stopped, UserError
 from rayvideo.evaluation.folder import is_file, read_lines, read_summary
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.recipe import Recipe, RecipeError
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, tracking_uri, versions
 from rayvideo.training import folder as runs
-from rayvideo.training.attempts import attempts_of
+from rayvideo.training.attempts import attempts_of, note_lost
 from rayvideo.training.checkpoints import (
     CHECKPOINTS,
     CheckpointError,
@@ -32,9 +32,11 @@ from rayvideo.training.checkpoints import (
     name_of,
     newest_good,
 )
+from rayvideo.training.elastic import Trainer
 from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
 from rayvideo.training.plan import Plan
+from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.retention import Retention
 
 logger = logging.getLogger(__name__)
@@ -51,13 +53,14 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
     Raises:
         UserError: naming what the recipe, its files, a clip or a judge lacks; also where NaN or Inf appeared.
+        Stopped: SIGTERM or SIGINT ended the run before its last step; it can be resumed.
     """
     started = time.monotonic()
     recipe = runs.named(recipe)
     tracking_uri(recipe)  # refuses sqlite in a bucket, before clips are encoded
     if not resume:
         runs.refuse_taken(recipe)
-        return _train(recipe, None, "started", started)
+        return _train(recipe, recipe, None, "started", started)
     ref = find_run(recipe, runs.begun(recipe))
     good, refused = newest_good(runs.folder_of(recipe), ref.run_id)
     for one in refused:
@@ -67,7 +70,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         raise RecipeError(f"training.steps {steps}: run {recipe.tracking.run_name!r} has done {done} steps already")
     if good is None or done < steps:
         logger.info("going on from step %d", done)
-        return _train(recipe, ref, "resumed", started)
+        return _train(recipe, _shared_as_begun(recipe, good), ref, "resumed", started)
     summary = read_summary(runs.folder_of(recipe))
     if summary.get("finished"):
         logger.info("run %r is finished; raise training.steps above %d to go on", recipe.tracking.run_name, steps)
@@ -76,8 +79,21 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         return _finish(recipe, ref, tracker, started)
 
 
-def _train(recipe: Recipe, ref: RunRef | None, why: str, started: float) -> dict[str, Any]:
-    """Everything that a training takes; `ref` is the MLflow run of one that goes on."""
+def _shared_as_begun(recipe: Recipe, good: Good | None) -> Recipe:
+    """The recipe, but a resumed run keeps the global batch that it was begun with, whatever its workers are now."""
+    if good is None:
+        return recipe
+    training = recipe.training.with_global_batch(good.state["global_batch"])
+    return recipe.model_copy(update={"training": training})
+
+
+def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started: float) -> dict[str, Any]:
+    """Everything that a training takes.
+
+    Args:
+        shared: The recipe as the workers share it: with the global batch that the run was begun with.
+        ref: The MLflow run of one that goes on.
+    """
     options = recipe.reward
     pool = RewardPool(
         options.judges,
@@ -92,7 +108,11 @@ def _train(recipe: Recipe, ref: RunRef | None, why: str, started: float) -> dict
         pool.wait_until_ready()
         ref = _begin(recipe, table, ref)
         with Tracker(ref) as tracker:
-            _fit(Plan(recipe, runs.folder_of(recipe), table, pool, shown, ref, uuid4().hex[:8], why))
+            try:
+                _fit(Plan(shared, runs.folder_of(recipe), table, pool, shown, ref, uuid4().hex[:8], why))
+            except Stopped as stop:
+                runs.write_summary(runs.folder_of(recipe), {"finished": False, "steps": stop.steps})
+                raise
             return _finish(recipe, ref, tracker, started)
     finally:
         pool.close()
@@ -108,22 +128,53 @@ def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
         runs.write_run(folder, ref)
     else:
         Tracker(ref).reopen()
-        forget_reports(folder)
     clips = {"clips": len(table), "rejected": len(table.rejected)}
     runs.write_summary(folder, {"finished": False, "run_folder": folder, "mlflow": ref.shareable(), **clips})
     return ref
 
 
 def _fit(plan: Plan) -> None:
-    """Run the loop on the recipe's workers; lost ones are replaced, and go on from the newest checkpoint."""
+    """Run the loop to the last step; lost workers are replaced, and go on from the newest checkpoint.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT ended it before.
+    """
+    judges = [judge.name for judge in plan.recipe.reward.judges]
+    steps = plan.recipe.training.steps
+    with on_signals(plan.mailbox) as caught, following(plan.run_folder, steps, judges, plan.call):
+        done = -1
+        while True:
+            _attempt(plan)
+            newest, _ = newest_good(plan.run_folder, plan.tracking.run_id)
+            before, done = done, newest.step if newest else 0
+            if done >= steps or done == before:  # `_finish` says why there is no more
+                return
+            if caught:
+                name = plan.recipe.tracking.run_name
+                raise Stopped(
+                    f"stopped by {caught[0].name} after step {done}, which is saved; go on with the same command and "
+                    f"tracking.run_name={name} --resume",
+                    done,
+                    caught[0],
+                )
+            note_lost(plan.run_folder, "workers had to end, and saved their state")
+            logger.warning("workers had to end, saved after step %d: going on with as many as there is room for", done)
+
+
+def _attempt(plan: Plan) -> None:
+    """Run the loop until the workers end, after the last step or because they were asked to stop."""
+    forget_reports(plan.run_folder)
     options = plan.recipe.training
+    workers = options.workers
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would mean something else in workers
-    trainer = TorchTrainer(
+    trainer = Trainer(
         _work,
+        sizes=options.sizes,
         train_loop_config={"plan": plan},
         torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=options.workers,
+            num_workers=(workers.min, workers.max) if workers.elastic else workers.max,
+            elastic_resize_monitor_interval_s=workers.check_every_s,
             use_gpu=options.gpus_per_worker > 0,
             resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker, **options.resources},
         ),
@@ -133,15 +184,14 @@ def _fit(plan: Plan) -> None:
             failure_config=FailureConfig(max_failures=options.max_failures),
             callbacks=[
                 OnFailure(plan.run_folder),
+                OnSigterm(),
                 Retention(plan.run_folder, options.keep_checkpoints, options.keep_best),
             ],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised here, or told by OnFailure
         ),
     )
-    judges = [judge.name for judge in plan.recipe.reward.judges]
     try:
-        with following(plan.run_folder, options.steps, judges, plan.call):
-            trainer.fit()
+        trainer.fit()
     except ControllerError as error:
         raise (error.controller_failure if isinstance(error.controller_failure, UserError) else error) from None
 

@@ -20,11 +20,12 @@ from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock, Journal, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.plan import Plan
+from rayvideo.training.preemption import STOP, asked
 from rayvideo.training.saver import Saver, agree, load
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train until the recipe's last step, from the run's newest checkpoint if there is one.
+    """Train until the recipe's last step, or one after which workers were asked to stop, from the newest checkpoint.
 
     Runs on each Ray Train worker with a process group; `config["plan"]` is a `Plan`.
     """
@@ -59,19 +60,22 @@ def train(config: dict[str, Any]) -> None:
     saver = Saver(engine, plan, start, rank, workers)
     try:
         for step in range(start.step + 1, recipe.training.steps + 1):
-            values = mean_over_workers(trainer.step(step), device)
+            values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
+            stop = values.pop(STOP) > 0
             clips = gather_over_workers(torch.tensor(trainer.taken(), device=device)).tolist()
             if tracker and journal:
                 tracker.log(step, values)
                 journal.add(step, {**values, "clips": clips})
             last = step == recipe.training.steps
-            if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0):
+            if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0 and not stop):
                 previews.show(step)
-            if last or step % recipe.training.checkpoint_every == 0:
+            if last or stop or step % recipe.training.checkpoint_every == 0:
                 if tracker and journal:
                     tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
                     journal.save()
                 saver.save(step, journal.rate(step) if journal else None)
+            if stop:
+                break
     finally:
         saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
+from rayvideo.training.preemption import Mailbox
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Plan:
     """What the driver hands to every worker."""
 
     recipe: Recipe
+    """Its `accumulation` is one that makes `training.workers` share the global batch of the run as it was begun."""
     run_folder: str
     """Absolute path or URI."""
     table: LatentTable
@@ -28,3 +30,4 @@ class Plan:
     """Differs with every call of `finetune`."""
     why: str
     """Reason of that call, for the record of attempts."""
+    mailbox: Mailbox = field(default_factory=Mailbox)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from rayvideo.data.table import Batch, LatentTable, batch_indices
@@ -75,7 +76,7 @@ class Trainer:
     def _micro_batches(self, step: int) -> Iterator[tuple[int, Batch]]:
         """This worker's share of the step's clips, and where in the global batch each micro-batch starts."""
         size, chosen = self._recipe.training.batch_size, self._chosen(step)
-        share = len(chosen) // self._recipe.training.workers
+        share = size * self._recipe.training.accumulation_of(dist.get_world_size())
         for first in range(self._rank * share, (self._rank + 1) * share, size):
             with self._clock("data"):
                 clips = self._table.rows(chosen[first : first + size])

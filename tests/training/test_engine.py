@@ -12,20 +12,9 @@ from torch import Tensor, nn
 from rayvideo.models.lora import add_lora, load_adapter, lora_parameters
 from rayvideo.recipe import Lora, RecipeError, Training
 from rayvideo.training.engine import Engine, supports_fp16
+from tests.training.network import Net
 
 pytestmark = pytest.mark.usefixtures("process_group")
-
-
-class Net(nn.Module):
-    """The least that takes an adapter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.to_q = nn.Linear(8, 8)
-        self.to_k = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.to_k(torch.tanh(self.to_q(x)))
 
 
 def denoiser() -> nn.Module:

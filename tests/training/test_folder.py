@@ -69,7 +69,7 @@ def test_only_a_run_that_was_begun_can_be_resumed(tmp_path):
     ("change", "message"),
     [
         ({"training": {"lr": 0.5}}, r"training\.lr: run 'first' was begun with 1e-05, .* resumed with 0\.5"),
-        ({"training": {"workers": 2}}, r"training\.workers: .* with 1, .* with 2"),
+        ({"training": {"accumulation": 2}}, r"training\.accumulation: .* with 1, .* with 2"),
         ({"reward": {"judges": [{"name": "other"}]}}, r"reward\.judges\.0\.name: .* with 'judge', .* with 'other'"),
         (
             {"reward": {"judges": [{"name": "judge"}, {"name": "b"}]}},
@@ -85,7 +85,10 @@ def test_another_recipe_is_refused(tmp_path, change, message):
 
 def test_what_does_not_change_the_numbers_may_change(tmp_path):
     begin(recipe_in(tmp_path))
-    changed = {"training": {"steps": 7, "max_failures": 0, "keep_best": False}, "evaluation": {"previews": 9}}
+    changed = {
+        "training": {"steps": 7, "max_failures": 0, "keep_best": False, "workers": 2},
+        "evaluation": {"previews": 9},
+    }
     assert runs.begun(recipe_in(tmp_path, **changed)) == "abc"
 
 
