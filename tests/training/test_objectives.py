@@ -139,7 +139,7 @@ def test_the_judges_gradient_makes_clips_brighter(tiny_pipeline, table, training
     ("training", "steps"),
     [
         ({"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}, 12),
-        ({"objective": "rwr", "batch_size": 16, "rwr": {"updates": 10, "temperature": 0.3}}, 8),
+        ({"objective": "rwr", "batch_size": 32, "lr": 0.005, "rwr": {"updates": 10, "temperature": 0.5}}, 6),
     ],
     ids=["ddpo", "rwr"],
 )
@@ -231,7 +231,7 @@ def test_noisings_share_a_sample_and_differ(tiny_pipeline, table):
 
 
 def test_samples_of_a_caption_come_in_a_row_and_are_compared_among_themselves(tiny_pipeline, table):
-    options = {"objective": "rwr", "batch_size": 4, "accumulation": 2, "samples_per_caption": 4}
+    options: dict[str, Any] = {"objective": "rwr", "batch_size": 4, "accumulation": 2, "samples_per_caption": 4}
     run = Run(recipe_for(tiny_pipeline, **options), table)
     assert isinstance(run.trainer, SamplingTrainer)
     chosen = run.trainer._chosen(1)
