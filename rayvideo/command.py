@@ -125,7 +125,7 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
 def logical_cpus(recipe: Recipe, cores: int) -> int:
     """CPUs that a one-machine Ray must count so that the greediest phase of `recipe` and a task beside it fit."""
     data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
-    judges = sum(judge.num_cpus for judge in (*recipe.reward.judges, *evaluation.judges))
+    judges = sum(judge.num_cpus * judge.replicas.max for judge in (*recipe.reward.judges, *evaluation.judges))
     phases = (
         data.encoders * data.encoder_cpus + data.decode_cpus,
         training.workers.max * training.cpus_per_worker + judges,

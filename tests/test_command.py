@@ -81,7 +81,7 @@ def test_sigterm_closes_what_is_open_as_ctrl_c_does(monkeypatch):
             command.run(work, command.recipe_arguments("test"))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert (stop.value.code, closed) == (130, [KeyboardInterrupt])
+    assert (stop.value.code, closed) == (143, [KeyboardInterrupt])
 
 
 def test_a_submitted_job_does_not_write_into_its_working_folder(monkeypatch):
