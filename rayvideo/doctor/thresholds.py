@@ -15,7 +15,7 @@ LEAK = 1e-3
 """Gradient of a score by the other frames, of that by its own: exactly 0 unless the judge mixes frames."""
 
 FINITE_DIFFERENCES = 0.02
-"""Gradient against central differences. fp32 reaches 1e-5 to 4e-3 on CLIPs of 32 and 64 pixels; a term that is left
+"""Gradient against central differences. fp32 reaches 2e-5 to 1e-3 on networks of 32 and 64 pixels; a term that is left
 out of the graph costs far more."""
 DIFFERENCE_STEPS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 """Steps in pixel values (root mean square): above, scores bend; below, fp32 has too few digits."""
@@ -29,13 +29,13 @@ REMOTE_REDUCED = 5e-2
 
 WINS = 0.6
 """Share of pairs that the better frame or caption must win. Chance and a judge that can't tell give 0.5, one with the
-wrong sign less; real judges 0.75 and more."""
+wrong sign less; the menagerie's judges 0.9 and more."""
 SPREAD = 1e-5
 """Spread of scores, of the largest: below, fp32 hardly tells them apart."""
 
 NORMALISATION = 0.02
 """Recovered mean (in pixel values) and relative standard deviation against declared ones: bf16 rounds to 0.004. The
-nearest two conventions, CLIP's and ImageNet's, are 0.05 apart."""
+nearest two conventions, CLIP's and ImageNet's, have deviations 15 % apart."""
 
 RESIZE = 0.5
 """Mean difference of scores between the two resizes, in standard deviations of the clips' scores: above, what is

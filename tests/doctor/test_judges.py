@@ -123,10 +123,8 @@ def test_an_actor_with_another_judge_is_caught(samples):
     same, other = (remote.local(load_reward(judge_of(name)), frames, captions, True) for name in ("judge", "held_out"))
     assert remote.compare(pool, {"judge": same}, frames, captions, True).ok
     assert remote.compare(pool, {"judge": other}, frames, captions, True).ok is False
-    assert (
-        remote.compare(pool, {"judge": same._replace(slope=-torch.as_tensor(same.slope))}, frames, captions, True).ok
-        is False
-    )
+    turned = same._replace(slope=-torch.as_tensor(same.slope))
+    assert remote.compare(pool, {"judge": turned}, frames, captions, True).ok is False
 
 
 def test_a_judge_without_a_say_is_named(samples):
