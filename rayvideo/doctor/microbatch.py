@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rayvideo.doctor.finding import Finding
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.precision import DTYPES
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, Workers
 from rayvideo.seeding import seed_for
 from rayvideo.serving.pool import RewardPool
 from rayvideo.training.engine import Engine, Update
@@ -54,9 +55,11 @@ def shortened(recipe: Recipe) -> Recipe:
     """The recipe with one worker and one optimizer step of two micro-batches at most: two graphs are alive at once."""
     options = recipe.training
     alone = options.objective in ("rwr", "ddpo") and options.batch_size == 1  # samples are compared with each other
+    accumulation = 2 if alone else min(2, options.accumulation)
     changes = {
-        "workers": 1,
-        "accumulation": 2 if alone else min(2, options.accumulation),
+        "workers": Workers(min=1, max=1),
+        "accumulation": accumulation,
+        "samples_per_caption": math.gcd(options.samples_per_caption, accumulation * options.batch_size),
         "ddpo": options.ddpo.model_copy(update={"updates": 1}),
     }
     return recipe.model_copy(update={"training": options.model_copy(update=changes)})

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rayvideo.data.manifest import Entry, read_manifest
-from rayvideo.data.prepared import DataError, open_prepared
-from rayvideo.data.table import LatentTable, Place, Rejected
+from rayvideo.data.prepared import open_prepared
+from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
 from rayvideo.data.video import ClipError, read_clip
 from rayvideo.doctor.thresholds import CLIPS, FRAMES_PER_CLIP

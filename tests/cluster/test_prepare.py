@@ -15,8 +15,7 @@ import ray
 import torch
 
 from rayvideo.data.latents import open_latents, prepare_to, stream
-from rayvideo.data.prepared import DataError
-from rayvideo.data.table import LatentTable
+from rayvideo.data.table import DataError, LatentTable
 from rayvideo.data.video import read_clip, write_clip
 from rayvideo.models import load_model
 from rayvideo.recipe import Recipe, RecipeError, parse_recipe
