@@ -225,7 +225,7 @@ def _serve() -> Callable[[np.ndarray, list[str]], Any]:
                 )
             ]
 
-    handle = serve.run(Served.bind(), name="judge", route_prefix=None)
+    handle = serve.run(Served.bind(), name="judge", route_prefix=None)  # type: ignore[attr-defined]
 
     def ask(frames: np.ndarray, prompts: list[str]) -> Any:
         return handle.remote((frames, prompts)).result(timeout_s=300)

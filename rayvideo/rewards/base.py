@@ -66,7 +66,10 @@ class Reward(nn.Module, ABC):
 
     @abstractmethod
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Scores [N] in fp32 of frames [N, 3, H, W] in [0, 1] against their N prompts; a higher score is better."""
+        """Scores [N] in fp32 of frames [N, 3, H, W] in [0, 1] against their N prompts; a higher score is better.
+
+        A frame's score must not depend on the others: frames of several callers may come together.
+        """
 
 
 def resolve(kind: str) -> type[Reward]:

@@ -80,8 +80,8 @@ def _one_pass(reward: Reward, pixels: Tensor, prompts: list[str], gradient: bool
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # The first entry is the line above; the judge's own code follows.
-        trace = "".join(traceback.format_exception(type(error), error, (error.__traceback__ or error).tb_next))
+        own = error.__traceback__ and error.__traceback__.tb_next  # without the line above
+        trace = "".join(traceback.format_exception(type(error), error, own))
         raise RewardError(f"judge {reward.name!r} failed: {error!r}\n{trace.rstrip()}") from error
 
 

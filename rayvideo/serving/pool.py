@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "rayvideo"
 """Where shared judges are found by name."""
 
+User = tuple[str, list[Any]]
+"""Of shared judges: an id, and a ref that lasts as long as the driver that made the pool."""
+
 Judged = tuple[Pixels, Pixels | None]
 """Scores [N], and gradients [N, 3, H, W] if they were asked for."""
 
@@ -92,29 +95,24 @@ class RewardPool:
                 raise RewardError(f"judge {judge.name!r}: runtime_env is not allowed: {error}") from error
         self._wire: Precision = wire
         self._views: list[View | None] | None = None
-        self._user = (uuid4().hex, [ray.put(None)]) if shared else None
-        own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        if shared is None:
-            self._router = Router.options(name=name, scheduling_strategy=own_node).remote(  # type: ignore[attr-defined]
-                self.judges, name, merge_ms, False
-            )
-            return
-        joined = False
-        while not joined:
-            self._router = Router.options(  # type: ignore[attr-defined]
-                name=shared,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                scheduling_strategy=own_node,
-            ).remote(self.judges, shared, merge_ms, True)
+        self._user: User | None = (uuid4().hex, [ray.put(None)]) if shared else None
+        if self._user and shared:
+            self._router = self._join(shared, self._user, merge_ms)
+        else:
+            self._router = _router(name=name).remote(self.judges, name, merge_ms, False)
+
+    def _join(self, shared: str, user: User, merge_ms: float) -> Any:
+        """The router of this name, made if there is none."""
+        options = {"name": shared, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+        while True:
+            router = _router(**options).remote(self.judges, shared, merge_ms, True)
             try:
-                refused = ray.get(self._router.join.remote(*self._user, self.judges))
+                refused = ray.get(router.join.remote(*user, self.judges))
             except ActorDiedError:  # the last run left at this moment
                 continue
             if refused:
                 raise RewardError(f"reward.shared {shared!r}: {refused}; give this run's judges another name")
-            joined = True
+            return router
 
     def wait_until_ready(self) -> None:
         """Return when every judge is loaded.
@@ -252,6 +250,12 @@ class _Scored(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return upstream.view(-1, 1, 1, 1) * slope, None, None
+
+
+def _router(**options: Any) -> Any:
+    """A router, to be started on the driver's own node: it should not be lost with a judge's."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return Router.options(scheduling_strategy=here, **options)  # type: ignore[attr-defined]
 
 
 def _needs(judge: Judge) -> str:

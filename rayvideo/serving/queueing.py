@@ -176,14 +176,16 @@ class JudgeQueue:
 
     async def _next(self, replica: Replica) -> list[Request]:
         """The requests of the next call; none if the replica is dead, or idle for so long that it should go."""
-        while not self._waiting:
+        while not self._waiting and not replica.dead:
             async with self._changed:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(
-                        self._changed.wait_for(lambda: self._waiting or replica.dead), self._judge.replicas.idle_s
-                    )
-            if replica.dead or not (self._waiting or len(self._replicas) == self._judge.replicas.min):
-                return []
+                work = self._changed.wait_for(lambda: self._waiting or replica.dead)
+                try:
+                    await asyncio.wait_for(work, self._judge.replicas.idle_s)
+                except asyncio.TimeoutError:
+                    if not self._waiting and len(self._replicas) > self._judge.replicas.min:
+                        return []
+        if replica.dead:
+            return []
         batch = [self._waiting.popleft()]
         if self._merge_s and not batch[0].alone and self._spare(batch):
             await asyncio.sleep(self._merge_s)
