@@ -60,7 +60,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.cluster.machines.Machines",
             "gcs_address": f"127.0.0.1:{port}",
             "launch_multiple": True,
             "head_node_id": HEAD,
