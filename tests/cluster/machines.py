@@ -1,4 +1,4 @@
-"""Ray's fake machines, whose memory Ray finds out by itself as on real ones; the original refuses groups that state it."""
+"""Ray's fake machines, whose memory Ray finds out as on real ones; the original refuses groups that state it."""
 
 from __future__ import annotations
 
