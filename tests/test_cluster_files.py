@@ -18,6 +18,7 @@ import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.runtime_env import RuntimeEnv
 
 from rayvideo import capacity
 from rayvideo.recipe import load_recipe
@@ -258,6 +259,15 @@ def test_the_kubernetes_job_starts_a_job_of_ours_on_the_cluster_of_ours():
     assert (ROOT / recipe).is_file()
     folder = yaml.safe_load(job["runtimeEnvYAML"])["working_dir"]
     assert f"WORKDIR {folder}\n" in TEXTS["Dockerfile"]
+
+
+def test_ray_takes_the_runtime_environment():
+    packages = RuntimeEnv(**load("runtime-env.yaml")).pip_config()["packages"]
+    # pip fills in the folder, in which the upload lies on each node.
+    assert packages == [
+        "--constraint ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/constraints.txt",
+        "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}",
+    ]
 
 
 def test_the_image_is_not_root_and_has_what_jobs_read():

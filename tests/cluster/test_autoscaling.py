@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _generate_legacy_autoscaling_config_fields
 
 from tests.cluster.test_jobs import BIN, PATIENCE_S, ROOT, free_ports, wait_until
 from tests.test_cluster_files import GROUPS, node_types
@@ -53,12 +54,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         kind["resources"] = {key: amount for key, amount in kind["resources"].items() if key != "GPU"}
         kind["resources"]["CPU"] = {"head": 0, "judges": 4}.get(name, 2)
     config = {
+        **_generate_legacy_autoscaling_config_fields(),
         "cluster_name": "fake",
         "max_workers": 6,
         "idle_timeout_minutes": IDLE_S / 60,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.cluster.machines.Machines",
             "gcs_address": f"127.0.0.1:{port}",
             "launch_multiple": True,
             "head_node_id": HEAD,
