@@ -107,14 +107,18 @@ def write_recipe(recipe: Recipe) -> None:
     write_bytes(join(folder_of(recipe), RECIPE), text.encode())
 
 
-def write_summary(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Put `facts` into summary.json beside what it holds already, and return all of it."""
+def known(folder: str) -> dict[str, Any]:
+    """What summary.json holds so far: nothing, with a warning, if it is garbled."""
     try:
-        before = read_summary(folder)
+        return read_summary(folder)
     except ValueError as error:
         logger.warning("%s can't be read, and is written anew: %s", join(folder, "summary.json"), error)
-        before = {}
-    summary = {**before, **facts}
+        return {}
+
+
+def write_summary(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Put `facts` into summary.json beside what it holds already, and return all of it."""
+    summary = {**known(folder), **facts}
     write_bytes(join(folder, "summary.json"), json.dumps(summary, indent=2).encode())
     return summary
 

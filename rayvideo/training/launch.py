@@ -16,7 +16,7 @@ from rayvideo.data.prepared import write_rejected
 from rayvideo.data.storage import join
 from rayvideo.data.table import LatentTable
 from rayvideo.errors import Stopped, UserError
-from rayvideo.evaluation.folder import is_file, read_lines, read_summary
+from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.recipe import Recipe, RecipeError
 from rayvideo.serving.pool import RewardPool
@@ -71,7 +71,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     if good is None or done < steps:
         logger.info("going on from step %d", done)
         return _train(recipe, _shared_as_begun(recipe, good), ref, "resumed", started)
-    summary = read_summary(runs.folder_of(recipe))
+    summary = runs.known(runs.folder_of(recipe))
     if summary.get("finished"):
         logger.info("run %r is finished; raise training.steps above %d to go on", recipe.tracking.run_name, steps)
         return summary
