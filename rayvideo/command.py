@@ -14,17 +14,17 @@ import ray
 from ray.exceptions import RayTaskError
 
 import rayvideo
-from rayvideo.errors import UserError
+from rayvideo.errors import Stopped, UserError
 from rayvideo.recipe import Recipe
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
 ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core writes errors to the terminal that are none, such as on actor pools
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # some clouds give 30 s of notice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for the controller's poll: 2 s otherwise
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
     # Watchers that a single run does not need, at seconds of start-up each.
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
 }
 MIN_CPUS = 4
@@ -39,7 +39,11 @@ def recipe_arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Parse the command line and call `main`; a `UserError` ends the process with its message and exit code 1."""
+    """Parse the command line and call `main`.
+
+    A `UserError` ends the process with its message and exit code 1; a run that a signal stopped with 128 + its number:
+    143 for SIGTERM, 130 for Ctrl-C.
+    """
     args = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
@@ -47,6 +51,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except UserError as error:
         # Raised on a worker, it comes wrapped together with the worker's traceback.
         sys.exit(f"error: {error.cause if isinstance(error, RayTaskError) else error}")
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

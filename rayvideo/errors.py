@@ -1,6 +1,8 @@
-"""The one kind of error that is meant for the person who typed the command."""
+"""What is meant for the person who typed the command."""
 
 from __future__ import annotations
+
+from signal import Signals
 
 
 class UserError(Exception):
@@ -8,3 +10,12 @@ class UserError(Exception):
 
     The message names the thing (key, file, line), what is wrong with it, and what is allowed or what to do.
     """
+
+
+class Stopped(Exception):
+    """A run was asked to stop by a signal, and did after it had saved `steps` steps."""
+
+    def __init__(self, message: str, steps: int, signal: Signals) -> None:
+        super().__init__(message)
+        self.steps = steps
+        self.exit_code = 128 + signal

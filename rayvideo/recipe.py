@@ -176,6 +176,7 @@ class Workers(Section):
 
     min: Positive = Field(1, description="Workers that training waits for.")
     max: Positive = Field(description="Most workers; the global batch is that of so many.")
+    check_every_s: float = Field(60.0, gt=0, description="Seconds between looks at the nodes, for workers to follow.")
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +256,11 @@ class Training(Section):
         """Clips of all workers in an optimizer step: the same however many workers share them."""
         return self.workers.max * self.batch_size * self.accumulation
 
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of workers that can share the global batch evenly."""
+        return _sharing(self.global_batch // self.batch_size)
+
     def accumulation_of(self, workers: int) -> int:
         """Micro-batches of each of so many workers in an optimizer step.
 
@@ -281,13 +287,12 @@ class Training(Section):
         return self
 
 
-def sharing(micro_batches: int) -> list[int]:
-    """The numbers of workers that can share so many micro-batches evenly."""
+def _sharing(micro_batches: int) -> list[int]:
     return [workers for workers in range(1, micro_batches + 1) if micro_batches % workers == 0]
 
 
 def _share(clips: int, size: int, workers: int) -> int:
-    allowed = sharing(clips // size)
+    allowed = _sharing(clips // size)
     if workers not in allowed:
         raise RecipeError(
             f"training.workers: {workers} can't share the {clips} clips of an optimizer step evenly in micro-batches "

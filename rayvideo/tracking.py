@@ -33,7 +33,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image, ImageDraw, ImageFont
 
 from rayvideo.data.video import write_clip
-from rayvideo.errors import UserError
+from rayvideo.errors import Stopped, UserError
 from rayvideo.recipe import Recipe, RecipeError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
@@ -119,7 +119,7 @@ class Tracker:
     """Writes into one run, from one process at a time.
 
     Metrics are sent in the background; `flush` and `finish` wait for them and raise what went wrong. A `with` block
-    closes the run at its end: finished, failed after an error, or killed by Ctrl-C.
+    closes the run at its end: finished, failed after an error, or killed by a signal.
     """
 
     def __init__(self, ref: RunRef) -> None:
@@ -134,7 +134,7 @@ class Tracker:
         if kind is None:
             self.finish("FINISHED")
         else:
-            self.finish("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+            self.finish("KILLED" if issubclass(kind, (KeyboardInterrupt, Stopped)) else "FAILED")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One value a metric at an optimizer step."""

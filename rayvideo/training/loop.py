@@ -25,10 +25,11 @@ from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.meters import Clock, Journal, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.plan import STATE, Plan
+from rayvideo.training.preemption import STOP, asked
 
 
 def train(config: dict[str, Any]) -> None:
-    """Train until the recipe's last step, from the run's newest checkpoint if there is one.
+    """Train until the recipe's last step, or one after which workers were asked to stop, from the newest checkpoint.
 
     Runs on each Ray Train worker with a process group; `config["plan"]` is a `Plan`.
     """
@@ -58,16 +59,19 @@ def train(config: dict[str, Any]) -> None:
     if start == 0:
         previews.show(0)
     for step in range(start + 1, recipe.training.steps + 1):
-        values = mean_over_workers(trainer.step(step), device)
+        values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
+        stop = values.pop(STOP) > 0
         if tracker and journal:
             tracker.log(step, values)
             journal.add(step, values)
         last = step == recipe.training.steps
-        if last or step % recipe.training.checkpoint_every == 0:
+        if last or stop or step % recipe.training.checkpoint_every == 0:
             if tracker and journal:
                 tracker.flush()
                 journal.save()
             _checkpoint(engine, plan, step, rank)
+        if stop and not last:
+            break
         if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0):
             previews.show(step)
     if tracker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
+from rayvideo.training.preemption import Mailbox
 
 STATE = "state.json"
 """In a checkpoint, beside DeepSpeed's files and the adapter: step, workers, global batch, MLflow run, recipe."""
@@ -28,3 +29,4 @@ class Plan:
     shown: dict[str, Tensor]
     """Embeddings of the captions whose clips are compared during training, and of ""."""
     tracking: RunRef
+    mailbox: Mailbox = field(default_factory=Mailbox)

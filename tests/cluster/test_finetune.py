@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 import yaml
@@ -16,8 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rayvideo.data.latents import prepare_to
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.errors import Stopped
+from rayvideo.recipe import Recipe, RecipeError, Workers, parse_recipe
 from rayvideo.rewards import RewardError
+from rayvideo.training import launch
 from rayvideo.training.launch import finetune
 from rayvideo.training.preflight import check
 
@@ -171,3 +181,60 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
     error = torch.cat([(tuned[name] - wanted[name]).flatten() for name in wanted])
     size = torch.cat([weight.flatten() for name, weight in wanted.items() if "lora_B" in name])
     assert error.norm() < 1e-2 * size.norm()
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline, tiny_judge, tiny_clips, storage):
+    """SIGTERM to one of two workers, then to the driver; resumed on one worker, it ends where `finished` did."""
+    workers = {"workers": 2, "batch_size": 1, "accumulation": 2, "checkpoint_every": 99}
+    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "told", training=workers)
+    folder = storage / "runs" / "told"
+    Thread(target=terminate_a_worker, args=(folder / "metrics.jsonl",), daemon=True).start()
+    with terminated_at_the_next_attempt(), pytest.raises(Stopped) as stopped:
+        finetune(recipe)
+    assert stopped.value.exit_code == 143
+    done = stopped.value.steps
+    assert 2 <= done < STEPS
+    assert f"stopped by SIGTERM after step {done}, which is saved" in str(stopped.value)
+    assert "tracking.run_name=told --resume" in str(stopped.value)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"]) == (False, done)
+    client = MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db")
+    assert client.get_run(summary["mlflow"]["run_id"]).info.status == "KILLED"
+
+    summary = finetune(changed(recipe, workers=Workers(max=1)), resume=True)
+    assert summary["finished"]
+    lines, wanted = metrics_of(folder), metrics_of(finished.folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["reward"] for line in lines] == pytest.approx([line["reward"] for line in wanted], rel=1e-6)
+    tuned = load_file(folder / "adapter" / "adapter_model.safetensors")
+    error = torch.cat([(tuned[name] - weight).flatten() for name, weight in finished.adapter().items()])
+    assert error.norm() < 1e-5 * torch.cat([weight.flatten() for weight in tuned.values()]).norm()
+    with pytest.raises(RecipeError, match=r"training\.workers: 3 can't share the 4 clips .* allowed .*: 1, 2, 4$"):
+        finetune(changed(recipe, workers=Workers(max=3)), resume=True)
+
+
+def changed(recipe: Recipe, **training: Any) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+
+def terminate_a_worker(metrics: Path) -> None:
+    while not (metrics.is_file() and metrics.read_text()):
+        time.sleep(0.02)
+    workers = [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in child.name()]
+    assert len(workers) == 2
+    workers[-1].terminate()
+
+
+@contextmanager
+def terminated_at_the_next_attempt() -> Iterator[None]:
+    """SIGTERM to this process as soon as `finetune` says that it starts workers again."""
+
+    class Signalling(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = Signalling()
+    launch.logger.addHandler(handler)
+    yield
+    launch.logger.removeHandler(handler)
