@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from threading import Timer
 
 import pytest
 import ray
@@ -32,6 +33,10 @@ class Worker:
     def wait(self) -> None:
         time.sleep(600)
 
+    def wait_for(self, mailbox: Mailbox) -> None:
+        while not mailbox.asked():
+            time.sleep(0.02)
+
     def read(self, mailbox: Mailbox) -> bool:
         return mailbox.asked()
 
@@ -54,8 +59,8 @@ def test_a_signal_to_the_driver_reaches_the_workers(number):
     worker = Worker.remote()  # type: ignore[attr-defined]
     with on_signals(mailbox) as caught:
         assert not ray.get(worker.read.remote(mailbox))
-        os.kill(os.getpid(), number)
+        Timer(0.5, os.kill, (os.getpid(), number)).start()
+        ray.get(worker.wait_for.remote(mailbox))  # where a driver is when the signal comes
         assert caught == [number]
         assert signal.getsignal(number) == before, "a second signal would be swallowed"
-        assert ray.get(worker.read.remote(mailbox))
     assert not mailbox.asked()
