@@ -23,9 +23,8 @@ from ray.util.debug import log_once
 
 from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_manifest
-from rayvideo.data.prepared import DataError
 from rayvideo.data.storage import join, locate, replacing
-from rayvideo.data.table import LatentTable, Place, Rejected
+from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
 from rayvideo.models import load_model
 from rayvideo.progress import progress
