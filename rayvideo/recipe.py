@@ -406,7 +406,7 @@ class Features(Section):
 class Evaluation(Section):
     """What base and tuned model are compared on: same captions, same seeds."""
 
-    sets: dict[Name, str] = Field({}, description="Name of a caption set -> file with captions.")
+    sets: dict[str, str] = Field({}, description="Name of a caption set -> file with captions.")
     max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Clips per caption: one for each seed.")
     steps: tuple[Positive, ...] = Field(
@@ -510,8 +510,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             if not equals or not key:
                 raise RecipeError(f"override {override!r} is not of the form key=value")
             _reject_unknown(Recipe, key.split("."), override)
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
-            OmegaConf.update(config, key, dict(parsed)["v"], force_add=True)
+            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
+            OmegaConf.update(config, key, parsed["v"], force_add=True)
         tree = OmegaConf.to_container(config)
     except RecipeError:
         raise

@@ -129,7 +129,6 @@ def test_any_override(base: Path, override: str) -> None:
         (BASE + "storage: !!binary aGk=", "storage: b'hi' is not allowed"),
         (BASE + "storage: !!python/object/apply:os.getcwd []", "can't be read"),
         (BASE + 'storage: "a\\0b"', "storage: .*zero bytes"),
-        (BASE + "evaluation: {sets: {../up: a}}", "evaluation.sets.*'../up' is not allowed"),
         (BASE + "evaluation: {steps: [[1]]}", "evaluation.steps.0"),
         (BASE + "tracking: {run_name: ../up}", "tracking.run_name"),
         (BASE + "tracking: {run_name: " + "x" * 300 + "}", "tracking.run_name"),

@@ -43,8 +43,11 @@ def _read_index(path: str | Path) -> dict[str, object]:
     try:
         local = Path(path) / "model_index.json"
         index = local if Path(path).is_dir() else Path(hf_hub_download(str(path), "model_index.json"))
-        return json.loads(index.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(index.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__} stands in it")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"{path}: neither a folder with model_index.json nor a hub id that can be reached: {error}"
         ) from error

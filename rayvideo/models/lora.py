@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -19,7 +20,6 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -96,8 +96,8 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
         raise ModelError(f"{folder}: no adapter here; a folder with adapter_config.json and {WEIGHTS} is expected")
     try:
         found = load_file(folder / WEIGHTS)
-        model = get_peft_model(denoiser, PeftConfig.from_pretrained(folder))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        model = get_peft_model(denoiser, _config(folder, found))
+    except Exception as error:  # what PEFT makes of a damaged configuration may be anything
         raise ModelError(f"{folder}: the adapter can't be loaded: {error}") from error
     if wrong := misfits(get_peft_model_state_dict(model), found):
         raise ModelError(
@@ -106,6 +106,19 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
         )
     set_peft_model_state_dict(model, found)
     return model.requires_grad_(False).eval()
+
+
+def _config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
+    """The configuration of the adapter in `folder`, if it asks for nothing that its weights don't have."""
+    config = PeftConfig.from_pretrained(folder)
+    if not isinstance(config, LoraConfig) or config.megatron_config is not None:  # that would import what it names
+        raise ModelError(f"{folder}: adapter_config.json is not that of a LoRA")
+    largest = max((len(weight) for name, weight in weights.items() if ".lora_A." in name), default=0)
+    if any(rank > largest for rank in (config.r, *(config.rank_pattern or {}).values())):
+        raise ModelError(f"{folder}: adapter_config.json claims a rank that no tensor in {WEIGHTS} has")
+    if not all(math.isfinite(alpha) for alpha in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
+        raise ModelError(f"{folder}: lora_alpha in adapter_config.json is not finite")
+    return config
 
 
 def unwrap(denoiser: nn.Module) -> PeftModel:
