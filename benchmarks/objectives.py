@@ -49,7 +49,13 @@ BASE = "base"
 SAMPLING = ["training.batch_size=8", "training.samples_per_caption=8", "training.warmup_steps=0"]
 METHODS: dict[str, list[str]] = {
     "DDPO": ["training.objective=ddpo", *SAMPLING, "training.lr=1e-3", "editing.steps=5", "training.ddpo.updates=1"],
-    "RWR": ["training.objective=rwr", *SAMPLING, "training.rwr.temperature=0.5"],
+    "RWR": [
+        "training.objective=rwr",
+        *SAMPLING,
+        "training.lr=5e-4",
+        "training.rwr.temperature=0.5",
+        "editing.guidance=1",
+    ],
     "DRaFT-2": ["training.objective=draft"],
     "DRaFT-LV": ["training.objective=draft", "editing.grad_steps=1", "training.draft.noisings=2"],
     "InstructVideo": ["training.objective=reward"],
