@@ -211,8 +211,13 @@ def _print(results: list[Result]) -> None:
 
 
 def _cell(runs: list[list[float]], base: list[float]) -> str:
-    """Mean over runs ± their deviation, and how far above the base's in standard deviations of the base's clips."""
+    """Mean over runs ± their deviation, and how far above the base's in standard deviations of the base's clips.
+
+    For the base itself that deviation.
+    """
     means = [statistics.fmean(scores) for scores in runs]
+    if runs == [base]:
+        return f"{means[0]:.3f} (σ = {statistics.stdev(base):.3f})"
     spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
     gain = (statistics.fmean(means) - statistics.fmean(base)) / statistics.stdev(base)
     return f"{statistics.fmean(means):.3f}{spread} ({gain:+.2f} σ)"
