@@ -49,7 +49,13 @@ BASE = "base"
 SAMPLING = ["training.batch_size=8", "training.samples_per_caption=8", "training.warmup_steps=0"]
 METHODS: dict[str, list[str]] = {
     "DDPO": ["training.objective=ddpo", *SAMPLING, "training.lr=1e-3", "editing.steps=5", "training.ddpo.updates=1"],
-    "RWR": ["training.objective=rwr", *SAMPLING, "training.rwr.temperature=0.5"],
+    "RWR": [
+        "training.objective=rwr",
+        *SAMPLING,
+        "training.lr=5e-4",
+        "training.rwr.temperature=0.5",
+        "editing.guidance=1",
+    ],
     "DRaFT-2": ["training.objective=draft"],
     "DRaFT-LV": ["training.objective=draft", "editing.grad_steps=1", "training.draft.noisings=2"],
     "InstructVideo": ["training.objective=reward"],
@@ -205,8 +211,13 @@ def _print(results: list[Result]) -> None:
 
 
 def _cell(runs: list[list[float]], base: list[float]) -> str:
-    """Mean over runs ± their deviation, and how far above the base's in standard deviations of the base's clips."""
+    """Mean over runs ± their deviation, and how far above the base's in standard deviations of the base's clips.
+
+    For the base itself that deviation.
+    """
     means = [statistics.fmean(scores) for scores in runs]
+    if runs == [base]:
+        return f"{means[0]:.3f} (σ = {statistics.stdev(base):.3f})"
     spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
     gain = (statistics.fmean(means) - statistics.fmean(base)) / statistics.stdev(base)
     return f"{statistics.fmean(means):.3f}{spread} ({gain:+.2f} σ)"
