@@ -82,7 +82,10 @@ def _worker(options: Training | Evaluation) -> Bundle:
 
 
 def _judges(option: str, judges: Iterable[Judge]) -> dict[str, Bundle]:
-    return {f"{option}.{n}": {"CPU": judge.num_cpus, "GPU": judge.num_gpus} for n, judge in enumerate(judges)}
+    return {
+        f"{option}.{n}": {"CPU": judge.num_cpus, "GPU": judge.num_gpus, **judge.resources}
+        for n, judge in enumerate(judges)
+    }
 
 
 def _fits(wanted: Bundle, node: Bundle) -> bool:

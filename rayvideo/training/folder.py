@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rayvideo.data.storage import is_uri, join, read_bytes, write_bytes
+from rayvideo.data.storage import StorageError, is_uri, join, read_bytes, write_bytes
 from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.recipe import Recipe, RecipeError
 from rayvideo.tracking import RunRef, flatten
@@ -111,7 +111,7 @@ def known(folder: str) -> dict[str, Any]:
     """What summary.json holds so far: nothing, with a warning, if it is garbled."""
     try:
         return read_summary(folder)
-    except ValueError as error:
+    except StorageError as error:
         logger.warning("%s can't be read, and is written anew: %s", join(folder, "summary.json"), error)
         return {}
 

@@ -23,7 +23,7 @@ from tests.test_cluster_files import GROUPS, node_types
 
 HEAD = "FAKE_HEAD_NODE_ID"
 IDLE_S = 6
-JUDGE = {"num_cpus": 3}  # fits on nodes of judges alone, as {"resources": {"judge": 1}} would
+JUDGE = {"resources": {"judge": 1}}
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 
@@ -116,7 +116,7 @@ def test_groups_go_from_nothing_to_what_a_recipe_asks_for_and_back(
         "model": {"path": str(tiny_pipeline)},
         "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 4, "height": 64, "width": 64},
         "editing": {"steps": 2},
-        "reward": {"judges": [{"name": "hps", "timeout_s": PATIENCE_S, **judge, **JUDGE}], "segments": 2},
+        "reward": {"judges": [{"name": "hps", "load_timeout_s": PATIENCE_S, **judge, **JUDGE}], "segments": 2},
         "training": {"steps": 1, "workers": 2, "cpus_per_worker": 1, "resources": {"trainer": 4}, "batch_size": 1},
         "tracking": {"run_name": "grown"},
         "storage": str(tmp_path / "runs"),
