@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from rayvideo.data import prepared, tasks
-from rayvideo.data.prepared import DataError
+from rayvideo.data.table import DataError
 from rayvideo.doctor import microbatch
 from rayvideo.doctor.samples import sample
 from rayvideo.menagerie.clips import training_scenes, write_clips

@@ -81,8 +81,8 @@ def test_judges_are_weighted_and_logged_raw(pair: RewardPool):
     (slope,) = torch.autograd.grad(bright.sum(), pixels, retain_graph=True)
     assert pending.gradient_norm["bright"] == pytest.approx(slope.norm().item(), rel=1e-5)
     assert pending.gradient_norm["red"] > 0
-    flat = [torch.autograd.grad(score.sum(), pixels)[0].flatten() for score in (bright, red)]
-    assert pending.cosine == {("bright", "red"): pytest.approx(torch.cosine_similarity(*flat, 0).item(), rel=1e-4)}
+    one, other = (torch.autograd.grad(score.sum(), pixels)[0].flatten() for score in (bright, red))
+    assert pending.cosine == {("bright", "red"): pytest.approx(torch.cosine_similarity(one, other, 0).item(), rel=1e-4)}
     assert pending.micro_batch == {"bright": 8, "red": 8}
     assert pending.wait_s > 0
 
