@@ -225,6 +225,7 @@ def _serve() -> Callable[[np.ndarray, list[str]], Any]:
                 )
             ]
 
+    serve.start(proxy_location="Disabled")  # its calls come through a handle, not over HTTP
     handle = serve.run(Served.bind(), name="judge", route_prefix=None)  # type: ignore[attr-defined]
 
     def ask(frames: np.ndarray, prompts: list[str]) -> Any:
