@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
-from rayvideo.data.storage import join, locate
+from rayvideo.data.storage import is_uri, join, locate
 from rayvideo.evaluation.folder import is_file
 from rayvideo.progress import progress
 from rayvideo.training.attempts import attempts_of
 
 EVERY_S = 0.5
+EVERY_REMOTE_S = 5.0  # a bucket's files change at checkpoints, and each look is a request
 TAIL_BYTES = 65536  # more than a line
 
 
@@ -36,8 +37,9 @@ def following(run_folder: str, steps: int, judges: Sequence[str], call: str) -> 
 def _follow(run_folder: str, steps: int, judges: Sequence[str], call: str, done: Event) -> None:
     with progress("fine-tuning", steps, unit="step") as bar:
         finished, told = False, 0
+        pause = EVERY_REMOTE_S if is_uri(run_folder) else EVERY_S
         while not finished:
-            finished = done.wait(EVERY_S)  # the last look comes after the last step
+            finished = done.wait(pause)  # the last look comes after the last step
             attempts = [attempt for attempt in attempts_of(run_folder) if attempt.call == call]
             for number, attempt in enumerate(attempts[told:], told):
                 if number or attempt.refused:
