@@ -196,7 +196,7 @@ def test_a_judge_may_have_packages_of_its_own(opened: Open, tmp_path: Path):
             "class Judge(Brightness):\n"
             f"    def score(self, frames, prompts): return {version} * super().score(frames, prompts)\n"
         )
-        env = {"env_vars": {"PYTHONPATH": str(package.parent)}}
+        env = {"env_vars": {"PYTHONPATH": f"{package.parent}:${{PYTHONPATH}}"}}
         judges.append(Judge(name=f"v{version}", type="clashing:Judge", runtime_env=env))
     pool = opened(*judges)
     pending = pool.submit(frames(2, 32), ["cat"] * 2)
