@@ -65,17 +65,19 @@ def main(recipe: Recipe) -> None:
                 time.sleep(0.1)
             print(f"{time.monotonic() - started:5.1f} s until {what}", flush=True)
 
-        wait("a step on one node", lambda: steps(folder) > 0)
-        node = cluster.add_node(num_cpus=1)
-        wait("the state was saved for two workers", lambda: len(checkpoints(folder)) == 1)
-        wait("a step on two nodes", lambda: steps(folder) > checkpoints(folder)[0])
-        deadline = int((time.time() + 120) * 1000)
-        reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        accepted, message = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "", deadline)
-        assert accepted, message
-        wait("the state was saved for one worker", lambda: len(checkpoints(folder)) == 2)
-        hurry.touch()
-        cluster.remove_node(node)
+        try:
+            wait("a step on one node", lambda: steps(folder) > 0)
+            node = cluster.add_node(num_cpus=1)
+            wait("the state was saved for two workers", lambda: len(checkpoints(folder)) == 1)
+            wait("a step on two nodes", lambda: steps(folder) > checkpoints(folder)[0])
+            deadline = int((time.time() + 120) * 1000)
+            reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+            accepted, message = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "", deadline)
+            assert accepted, message
+            wait("the state was saved for one worker", lambda: len(checkpoints(folder)) == 2)
+            cluster.remove_node(node)
+        finally:
+            hurry.touch()
         training.result()
     options = recipe.training.model_copy(update={"workers": Workers(max=1)}).with_global_batch(
         recipe.training.global_batch
