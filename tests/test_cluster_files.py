@@ -93,7 +93,7 @@ def test_the_cluster_recipe_is_the_paper_s_but_for_places_and_reservations():
 
     def strip(tree: Any, shared: str) -> Any:
         if isinstance(tree, dict):
-            kept = {key: value for key, value in tree.items() if key not in (*own, "timeout_s", "storage")}
+            kept = {key: value for key, value in tree.items() if key not in (*own, "load_timeout_s", "storage")}
             return {
                 key: value.removeprefix(shared) if key in moved and value else strip(value, shared)
                 for key, value in kept.items()

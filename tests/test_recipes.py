@@ -62,8 +62,8 @@ def test_the_paper_recipes_differ_in_the_model_alone():
     ("overrides", "bounds", "written"),
     [
         (["training.workers=3"], (3, 3), 3),
-        (["training.workers.max=4"], (1, 4), {"min": 1, "max": 4}),
-        (["training.workers.min=2", "training.workers.max=4"], (2, 4), {"min": 2, "max": 4}),
+        (["training.workers.max=4"], (1, 4), {"min": 1, "max": 4, "check_every_s": 60.0}),
+        (["training.workers.min=2", "training.workers.max=4"], (2, 4), {"min": 2, "max": 4, "check_every_s": 60.0}),
         (["training.workers={min: 4, max: 4}"], (4, 4), 4),
     ],
 )

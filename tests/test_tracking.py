@@ -157,7 +157,7 @@ def test_status_follows_the_run(storage: Path) -> None:
 def test_lost_metrics_are_an_error_and_the_run_is_closed(storage: Path) -> None:
     ref = create_run(recipe(storage), storage / "run")
     tracker = Tracker(ref)
-    tracker.log(0, {"x" * 300: 1.0})  # longer than MLflow takes
+    tracker.log(2**70, {"x": 1.0})  # more than MLflow takes
     with pytest.raises(MlflowException):
         tracker.finish()
     assert MlflowClient(ref.uri).get_run(ref.run_id).info.status == "FINISHED"

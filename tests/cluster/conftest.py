@@ -18,6 +18,6 @@ def ray_cluster() -> Iterator[None]:
     """A one-node cluster with 4 logical CPUs, however many the machine has."""
     for name, value in {**ENVIRONMENT, **CREDENTIALS}.items():
         os.environ.setdefault(name, value)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
