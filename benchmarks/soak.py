@@ -87,6 +87,10 @@ def main() -> None:
     recipe = prepared_recipe(arguments)
     until = time.monotonic() + 60 * arguments.minutes
     calm = watch(arguments, recipe, "calm", [], until)
+    if not calm.finished:
+        raise SystemExit(
+            f"the undisturbed run did not finish, see {arguments.out / 'calm.log'}; give it more --minutes"
+        )
     hurt = watch(arguments, recipe, "hurt", list(arguments.faults), until)
     print(report(arguments, calm, hurt))
 
@@ -287,7 +291,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def optimizer(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor in DeepSpeed's files of the newest checkpoint, by file and place."""
     found: dict[str, torch.Tensor] = {}
-    for file in sorted(checkpoints(folder)[-1].rglob("*optim_states.pt")):
+    for file in sorted(file for newest in checkpoints(folder)[-1:] for file in newest.rglob("*optim_states.pt")):
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
         types = [getattr(import_module(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
         if not all(name.startswith("deepspeed.") for name in names):

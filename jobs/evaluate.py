@@ -25,7 +25,7 @@ from rayvideo.evaluation.findings import print_table
 from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
-from rayvideo.recipe import Recipe, load_recipe
+from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
 
 LOG_WIDTH = 120  # columns of the table where no terminal says otherwise
@@ -35,7 +35,8 @@ def main(args: argparse.Namespace) -> None:
     sets, overrides = _split(args.captions)
     recipe = load_recipe(args.recipe, [*args.overrides, *overrides])
     if sets:
-        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": sets})})
+        tree = recipe.model_dump(mode="json")
+        recipe = parse_recipe(tree | {"evaluation": tree["evaluation"] | {"sets": sets}})
     command.refuse_lost({"storage": recipe.storage, "--out": args.out})
     run_folder = join(absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
     out = absolute(args.out) if args.out else run_folder

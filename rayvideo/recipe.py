@@ -406,7 +406,9 @@ class Features(Section):
 class Evaluation(Section):
     """What base and tuned model are compared on: same captions, same seeds."""
 
-    sets: dict[str, str] = Field({}, description="Name of a caption set -> file with captions.")
+    sets: dict[Annotated[str, Field(max_length=100)], str] = Field(
+        {}, description="Name of a caption set -> file with captions."
+    )
     max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Clips per caption: one for each seed.")
     steps: tuple[Positive, ...] = Field(

@@ -41,7 +41,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "r
 LONGEST_PARAM = 500  # characters; servers differ in what they take
 CUT = "… (see recipe.yaml)"
 HOST, PORT = "127.0.0.1", "5000"  # of the UI that `ui_command` starts
-LONGEST_NAME = 250  # characters of a metric's or param's name
+LONGEST_NAME = 250  # characters of a param's name
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
 STRIP_FRAMES = 8
 STRIP_HEIGHT = 128  # pixels of a frame in a strip
@@ -97,7 +97,8 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
     }
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     # As a dict: two keys of a judge's options may become one name, of which MLflow takes one value.
-    params = (Param(key, _shorten(value)) for key, value in dict(flatten(_shareable(recipe))).items())
+    named = {key[:LONGEST_NAME].rstrip("/."): value for key, value in flatten(_shareable(recipe))}
+    params = (Param(key, _shorten(value)) for key, value in named.items())
     for batch in _batches(params, 100):  # the most that MLflow takes at once
         client.log_batch(run_id, params=batch)
     client.log_text(run_id, yaml.safe_dump(_shareable(recipe), sort_keys=False), "recipe.yaml")
@@ -256,8 +257,8 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow accepts: at most 250 letters, digits and `_-./ `, and no path that leads elsewhere."""
-    parts = re.sub(r"[^\w\-./ ]", "_", name, flags=re.A)[:LONGEST_NAME].split("/")
+    """A name of characters that MLflow accepts, letters, digits and `_-./ `, and no path that leads elsewhere."""
+    parts = re.sub(r"[^\w\-./ ]", "_", name, flags=re.A).split("/")
     return "/".join("_" * len(part) if part in (".", "..") else part for part in parts if part) or "_"
 
 
