@@ -148,7 +148,8 @@ def watch(arguments: argparse.Namespace, recipe: Path, name: str, kinds: list[st
             story.exits.append(code)
             if code == 0:
                 break
-            driver = start(arguments, recipe, name, story, "--resume")
+            # A driver that died before it took the run folder, such as of a Ray that did not come up, has no run yet.
+            driver = start(arguments, recipe, name, story, *(["--resume"] if (folder / "recipe.yaml").exists() else []))
         if now - moved > STUCK_S or now > until + STUCK_S:
             end(driver, signal.SIGKILL)
             break
@@ -203,7 +204,7 @@ def end(driver: subprocess.Popen[bytes], how: signal.Signals) -> None:
     except subprocess.TimeoutExpired:
         driver.kill()
         driver.wait()
-    for left in psutil.wait_procs(family, timeout=30)[1]:
+    for left in psutil.wait_procs(family, timeout=10)[1]:
         left.kill()
 
 
