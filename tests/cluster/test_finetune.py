@@ -99,6 +99,8 @@ def test_every_step_is_logged(finished):
         *(f"score/{judge}" for judge in ("hps", "fragile")),
         *(f"score/{judge}/segment-{i}" for judge in ("hps", "fragile") for i in segments),
         *(f"judge_gradient_norm/{judge}" for judge in ("hps", "fragile")),
+        *(f"judge_micro_batch/{judge}" for judge in ("hps", "fragile")),
+        "judge_cosine/hps/fragile",
         *(f"seconds/{phase}" for phase in ("data", "rollout", "decode", "judge", "backward", "step")),
     }  # fmt: skip
     for line in lines:

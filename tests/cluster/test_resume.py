@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ class Killed(NamedTuple):
     undisturbed: str
     """Folder of the other run."""
     database: str
-    survivors: list[int]
+    survivors: list[str]
     """Processes of the first driver's cluster that outlived it."""
 
 
@@ -127,12 +128,13 @@ def killed(tiny_pipeline, tiny_clips, tmp_path_factory, store, ray_cluster) -> K
     finally:
         driver.kill()
         driver.wait()
+    titles = {process.pid: title(process) for process in everybody}
     _, survivors = psutil.wait_procs(everybody, timeout=60)
     gate.unlink()
     garble(join(folder, "checkpoints/step-000004/adapter/adapter_model.safetensors"))
     write_bytes(join(folder, "summary.json"), b'{"finished": fal')
     finetune(recipe, resume=True)
-    return Killed(recipe, folder, folder_of(undisturbed), database, [process.pid for process in survivors])
+    return Killed(recipe, folder, folder_of(undisturbed), database, [titles[process.pid] for process in survivors])
 
 
 def title(process: psutil.Process) -> str:
@@ -194,7 +196,8 @@ def test_every_attempt_says_where_it_began_and_why(killed):
     first, second, third = attempts_of(killed.folder)
     assert (first.from_step, first.why) == (0, "started")
     assert second.from_step == 2
-    assert second.why.startswith("worker 1 was lost: ")
+    # The other one's connection to it may be what is noticed first.
+    assert re.match(r"worker [01] was lost: ", second.why)
     assert second.call == first.call
     assert (third.from_step, third.why) == (2, "resumed")
     damage = "step-000004: adapter/adapter_model.safetensors is not what was written: other bytes of the same number"
