@@ -8,7 +8,7 @@ STORAGE := runs
 DEMO := jobs/recipes/menagerie-demo.yaml
 PORT ?= 5000
 
-.PHONY: help .venv clips demo test test-hpsv2 lint types format ui cluster cluster-stop constraints clean
+.PHONY: help .venv clips demo test test-slow test-hpsv2 lint types format ui cluster cluster-stop constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,8 +33,11 @@ demo: clips  ## the whole way on the embedded default: clips, latents, fine-tuni
 	$(BIN)/python jobs/finetune.py --recipe $(DEMO) tracking.run_name=$(RUN) data.manifest=null data.prepared=$(STORAGE)/$(RUN)-latents
 	$(BIN)/python jobs/evaluate.py --recipe $(DEMO) tracking.run_name=$(RUN)
 
-test: lint types  ## everything that must pass: ruff, mypy, all tests
+test: lint types  ## everything that must pass: ruff, mypy, all tests but the slow ones
 	$(BIN)/python -m pytest -q --durations=10
+
+test-slow: $(READY)  ## the tests that take minutes each: runs that are killed, clusters that grow and shrink
+	$(BIN)/python -m pytest -q -m slow --durations=10
 
 test-hpsv2: .venv-hpsv2/.ready  ## HPSv2 against its official code, in an environment of its own (about 7 GB more)
 	.venv-hpsv2/bin/python -m pytest -q -rs tests/rewards/test_hpsv2_parity.py

@@ -25,7 +25,7 @@ HEAD = "FAKE_HEAD_NODE_ID"
 IDLE_S = 6
 JUDGE = {"resources": {"judge": 1}}
 
-pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * PATIENCE_S)]
 
 
 class Cluster(NamedTuple):

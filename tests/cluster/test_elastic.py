@@ -20,6 +20,7 @@ from tests.prepared import save_prepared
 STEPS = 16
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_workers_follow_the_nodes(tiny_pipeline, tmp_path):
     tree = {

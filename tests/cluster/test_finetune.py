@@ -187,6 +187,7 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
     assert error.norm() < 1e-2 * size.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline, tiny_judge, tiny_clips, storage):
     """SIGTERM to one of two workers, then to the driver; resumed on one worker, it ends where `finished` did."""

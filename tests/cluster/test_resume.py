@@ -30,7 +30,7 @@ from rayvideo.training.folder import folder_of
 from rayvideo.training.launch import finetune
 from tests.cluster.object_store import CREDENTIALS, object_store
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

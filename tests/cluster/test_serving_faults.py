@@ -65,6 +65,7 @@ class Asked:
             assert torch.equal(slope, self.expected[which][1])
 
 
+@pytest.mark.slow
 def test_neither_merging_nor_deaths_change_a_bit(opened: Open, tiny_judge: Path):
     hps = Judge(
         name="hps",

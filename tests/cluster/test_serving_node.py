@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_lost_node_changes_no_number(tmp_path: Path):
     done = subprocess.run(
