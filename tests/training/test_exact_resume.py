@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rayvideo.data.table import LatentTable, Place
@@ -31,16 +29,7 @@ from rayvideo.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of one, which DeepSpeed needs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAL_RANK", os.environ.get("LOCAL_RANK", "0"))
-        meeting = tmp_path_factory.mktemp("group") / "meeting"
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-        yield
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
