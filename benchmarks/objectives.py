@@ -20,17 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from rayvideo.data.table import LatentTable, Place
-from rayvideo.data.tasks import FORMAT, tensor_array
+from rayvideo.data.table import LatentTable
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_pixels
-from rayvideo.menagerie.build import training_clips
+from rayvideo.menagerie.latents import drawn_table
 from rayvideo.menagerie.quality import JUDGED, score
 from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import VideoModel, load_model
@@ -101,7 +98,7 @@ def main() -> None:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         model = load_model(runs[0][1].model.path)
-        table = _table(model, arguments.clips, Path(folder))
+        table = drawn_table(model, arguments.clips, Path(folder))
         embeddings = embed_captions(model, [caption for texts in captions.values() for caption in texts])
         for name, recipe in runs:
             file = arguments.out / f"{name}-{recipe.seed}.json"
@@ -118,29 +115,6 @@ def main() -> None:
     ]
     print(f"{arguments.minutes:g} min of training each, {arguments.seeds} seeds, {torch.get_num_threads()} threads.\n")
     _print(results)
-
-
-def _table(model: VideoModel, count: int, folder: Path) -> LatentTable:
-    """Posteriors of drawn clips of varied quality, and the embeddings of their captions, as training reads them."""
-    clips, captions = training_clips(count, seed=100)
-    with torch.no_grad():
-        posteriors = [model.encode_frames(clip[None]) for clip in clips]
-    columns = {
-        "id": pa.array(range(count)),
-        "video": pa.array([str(number) for number in range(count)]),
-        "caption": pa.array(captions),
-        "mean": tensor_array(torch.cat([posterior.mean for posterior in posteriors]).numpy()),
-        "logvar": tensor_array(torch.cat([posterior.logvar for posterior in posteriors]).numpy()),
-    }
-    spoken = embed_captions(model, captions)
-    texts = {"caption": pa.array(list(spoken)), "embedding": tensor_array(torch.stack(list(spoken.values())).numpy())}
-    for name, content in (("clips", columns), ("captions", texts)):
-        pq.write_table(pa.table(content), folder / f"{name}.parquet", row_group_size=1, **FORMAT)
-    return LatentTable(
-        [Place(f"{folder}/clips.parquet", row) for row in range(count)],
-        {caption: Place(f"{folder}/captions.parquet", row) for row, caption in enumerate(spoken)},
-        [],
-    )
 
 
 def _train(recipe: Recipe, table: LatentTable, budget_s: float) -> tuple[VideoModel, int]:

@@ -24,21 +24,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rayvideo.command import ENVIRONMENT
-from rayvideo.data.table import LatentTable, Place
-from rayvideo.data.tasks import FORMAT, tensor_array
-from rayvideo.evaluation.generate import embed_captions
-from rayvideo.menagerie.build import training_clips
+from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora
-from rayvideo.recipe import Judge, Recipe, load_recipe
+from rayvideo.recipe import Judge, load_recipe
 from rayvideo.rewards import Reward, load_reward
 from rayvideo.seeding import seed_for
 from rayvideo.serving.judging import judge_rows
@@ -76,7 +71,7 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        table = _table(recipe, Path(folder))
+        table = drawn_table(load_model(recipe.model.path), 16, Path(folder))
         pool = RewardPool(recipe.reward.judges)
         pool.wait_until_ready()
         model = load_model(recipe.model.path, parts=("denoiser", "vae"))
@@ -108,27 +103,6 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
         whole = statistics.median(each["step"] for each in runs)
         share = statistics.median(each["judge"] / each["step"] for each in runs)
         print(f"| {way} | {whole:.2f} | {share:.1%} | {whole / base:.2f} |")
-
-
-def _table(recipe: Recipe, folder: Path, count: int = 16) -> LatentTable:
-    """Posteriors of drawn clips and embeddings of their captions, as training reads them."""
-    model = load_model(recipe.model.path)
-    clips, captions = training_clips(count, seed=100)
-    with torch.no_grad():
-        posteriors = [model.encode_frames(clip[None]) for clip in clips]
-    columns = {
-        "id": pa.array(range(count)),
-        "video": pa.array([str(number) for number in range(count)]),
-        "caption": pa.array(captions),
-        "mean": tensor_array(torch.cat([posterior.mean for posterior in posteriors]).numpy()),
-        "logvar": tensor_array(torch.cat([posterior.logvar for posterior in posteriors]).numpy()),
-    }
-    spoken = embed_captions(model, captions)
-    texts = {"caption": pa.array(list(spoken)), "embedding": tensor_array(torch.stack(list(spoken.values())).numpy())}
-    for name, content in (("clips", columns), ("captions", texts)):
-        pq.write_table(pa.table(content), folder / f"{name}.parquet", row_group_size=1, **FORMAT)
-    places = {caption: Place(f"{folder}/captions.parquet", row) for row, caption in enumerate(spoken)}
-    return LatentTable([Place(f"{folder}/clips.parquet", row) for row in range(count)], places, [])
 
 
 def calls(count: int) -> None:

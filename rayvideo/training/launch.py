@@ -27,6 +27,7 @@ from rayvideo.training.checkpoints import (
     CHECKPOINTS,
     CheckpointError,
     Good,
+    Refused,
     fetched,
     forget_reports,
     name_of,
@@ -76,7 +77,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         logger.info("run %r is finished; raise training.steps above %d to go on", recipe.tracking.run_name, steps)
         return summary
     with Tracker(ref) as tracker:
-        return _finish(recipe, ref, tracker, started)
+        return _finish(recipe, good, refused, tracker, started)
 
 
 def _shared_as_begun(recipe: Recipe, good: Good | None) -> Recipe:
@@ -109,11 +110,13 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
         ref = _begin(recipe, table, ref)
         with Tracker(ref) as tracker:
             try:
-                _fit(Plan(shared, runs.folder_of(recipe), table, pool, shown, ref, uuid4().hex[:8], why))
+                newest, refused = _fit(
+                    Plan(shared, runs.folder_of(recipe), table, pool, shown, ref, uuid4().hex[:8], why)
+                )
             except Stopped as stop:
                 runs.write_summary(runs.folder_of(recipe), {"finished": False, "steps": stop.steps})
                 raise
-            return _finish(recipe, ref, tracker, started)
+            return _finish(recipe, newest, refused, tracker, started)
     finally:
         pool.close()
 
@@ -133,8 +136,11 @@ def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
     return ref
 
 
-def _fit(plan: Plan) -> None:
+def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
     """Run the loop to the last step; lost workers are replaced, and go on from the newest checkpoint.
+
+    Returns:
+        `newest_good` of the run at its end.
 
     Raises:
         Stopped: SIGTERM or SIGINT ended it before.
@@ -145,10 +151,10 @@ def _fit(plan: Plan) -> None:
         done = -1
         while True:
             _attempt(plan)
-            newest, _ = newest_good(plan.run_folder, plan.tracking.run_id)
+            newest, refused = newest_good(plan.run_folder, plan.tracking.run_id)
             before, done = done, newest.step if newest else 0
             if done >= steps or done == before:  # `_finish` says why there is no more
-                return
+                return newest, refused
             if caught:
                 name = plan.recipe.tracking.run_name
                 raise Stopped(
@@ -202,14 +208,15 @@ def _work(config: dict[str, Any]) -> None:
     train(config)
 
 
-def _finish(recipe: Recipe, ref: RunRef, tracker: Tracker, started: float) -> dict[str, Any]:
-    """Put the adapter in its place, into MLflow too, and sum the run up.
+def _finish(
+    recipe: Recipe, newest: Good | None, refused: list[Refused], tracker: Tracker, started: float
+) -> dict[str, Any]:
+    """Put the adapter of the newest checkpoint in its place, into MLflow too, and sum the run up.
 
     Raises:
         CheckpointError: what was written last can't be read.
     """
     folder = runs.folder_of(recipe)
-    newest, refused = newest_good(folder, ref.run_id)
     if newest is None or newest.step != recipe.training.steps:
         said = "; ".join(one.why for one in refused) or "it is gone"
         raise CheckpointError(f"the checkpoint of the last step can't be used: {said}. Resume the run to do it again")

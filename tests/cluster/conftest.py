@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import ray
 
 from rayvideo.command import ENVIRONMENT
-from tests.cluster.object_store import CREDENTIALS
+from tests.cluster.object_store import CREDENTIALS, object_store
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +21,13 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Callable[[str], str]]:
+    """URI of a path in an object store, whose credentials stand in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        with object_store() as uri:
+            yield uri

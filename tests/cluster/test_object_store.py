@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,6 @@ from rayvideo.training.checkpoints import Part, newest_good, upload
 from rayvideo.training.folder import copy_adapter, write_summary
 from rayvideo.training.following import last_line
 from rayvideo.training.meters import Best, Journal
-from tests.cluster.object_store import CREDENTIALS, object_store
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Callable[[str], str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        with object_store() as uri:
-            yield uri
 
 
 def test_a_uri_keeps_its_query():

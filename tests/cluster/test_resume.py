@@ -28,7 +28,6 @@ from rayvideo.training.attempts import attempts_of
 from rayvideo.training.checkpoints import fetched, name_of, steps_in
 from rayvideo.training.folder import folder_of
 from rayvideo.training.launch import finetune
-from tests.cluster.object_store import CREDENTIALS, object_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]
 
@@ -71,15 +70,6 @@ def recipe_for(pipeline: Path, clips: Path, gate: Path, name: str, storage: str,
             "storage": storage,
         }
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Callable[[str], str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        with object_store() as uri:
-            yield uri
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,35 @@
+"""Drawn clips as training reads them, for measurements that go without Ray Data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from rayvideo.data.table import LatentTable, Place
+from rayvideo.data.tasks import FORMAT, tensor_array
+from rayvideo.evaluation.generate import embed_captions
+from rayvideo.menagerie.build import training_clips
+from rayvideo.models import VideoModel
+
+
+def drawn_table(model: VideoModel, count: int, folder: Path) -> LatentTable:
+    """Posteriors of `count` clips of varied quality, and the embeddings of their captions; two files in `folder`."""
+    clips, captions = training_clips(count, seed=100)
+    with torch.no_grad():
+        posteriors = [model.encode_frames(clip[None]) for clip in clips]
+    columns = {
+        "id": pa.array(range(count)),
+        "video": pa.array([str(number) for number in range(count)]),
+        "caption": pa.array(captions),
+        "mean": tensor_array(torch.cat([posterior.mean for posterior in posteriors]).numpy()),
+        "logvar": tensor_array(torch.cat([posterior.logvar for posterior in posteriors]).numpy()),
+    }
+    spoken = embed_captions(model, captions)
+    texts = {"caption": pa.array(list(spoken)), "embedding": tensor_array(torch.stack(list(spoken.values())).numpy())}
+    for name, content in (("clips", columns), ("captions", texts)):
+        pq.write_table(pa.table(content), folder / f"{name}.parquet", row_group_size=1, **FORMAT)
+    places = {caption: Place(f"{folder}/captions.parquet", row) for row, caption in enumerate(spoken)}
+    return LatentTable([Place(f"{folder}/clips.parquet", row) for row in range(count)], places, [])
