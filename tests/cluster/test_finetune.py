@@ -216,7 +216,7 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline,
     error = torch.cat([(tuned[name] - weight).flatten() for name, weight in finished.adapter().items()])
     assert error.norm() < 1e-5 * torch.cat([weight.flatten() for weight in tuned.values()]).norm()
     with pytest.raises(RecipeError, match=r"training\.workers: 3 can't share the 4 clips .* allowed .*: 1, 2, 4$"):
-        finetune(changed(recipe, workers=Workers(max=3)), resume=True)
+        finetune(changed(recipe, workers=Workers(max=3), steps=STEPS + 1), resume=True)
 
 
 def changed(recipe: Recipe, **training: Any) -> Recipe:

@@ -100,7 +100,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return places
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join(map(str, case.values())) for case in CASES])
 def test_other_numbers_of_workers_change_nothing(places, case):
     outcomes = [torch.load(place / str(case) / "outcome.pt", weights_only=True) for place in places]
