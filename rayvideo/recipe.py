@@ -219,8 +219,13 @@ class Draft(Section):
 
 
 class Rwr(Section):
-    """Objective rwr: regression to generated samples, weighted by exp(reward / temperature)."""
+    """Objective rwr: regression to samples, weighted by exp(reward / temperature)."""
 
+    samples: Literal["generated", "data"] = Field(
+        "generated",
+        description="What is judged and learned: generated: what the model makes of the captions now. data: the clips "
+        "of data, where their quality varies; nothing is generated then, so that a step is much cheaper.",
+    )
     temperature: float = Field(
         1.0,
         gt=0,
@@ -283,7 +288,7 @@ class Training(Section):
     objective: Literal["reward", "draft", "rwr", "ddpo"] = Field(
         "reward",
         description="reward: InstructVideo; draft, rwr, ddpo: the paper's baselines, which generate from pure noise "
-        "and use only the captions of data. rwr and ddpo also take judges without gradient.",
+        "and use only the captions of data (but see rwr.samples). rwr and ddpo also take judges without gradient.",
     )
     draft: Draft = Draft()
     rwr: Rwr = Rwr()
@@ -369,6 +374,11 @@ class Training(Section):
             raise ValueError(
                 f"training.samples_per_caption {self.samples_per_caption} does not divide the {self.global_batch} "
                 "samples of a step (training.workers x batch_size x accumulation)"
+            )
+        if self.objective == "rwr" and self.rwr.samples == "data" and self.samples_per_caption > 1:
+            raise ValueError(
+                "training.samples_per_caption: with training.rwr.samples 'data' a step would have the same clip "
+                f"{self.samples_per_caption} times; set it to 1"
             )
         return self
 

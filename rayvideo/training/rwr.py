@@ -1,4 +1,4 @@
-"""Reward-weighted regression (Lee et al. 2023): learn to denoise one's own samples, the better ones more."""
+"""Reward-weighted regression (Lee et al. 2023): learn to denoise samples, the better ones more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rayvideo.training.sampling import Sampled, Sampler
 
 
 class Rwr(Sampler):
-    """Samples with η = 0; each update learns all samples at noise levels of their own."""
+    """Samples with η = 0, or takes the data's clips; each update learns all of them at noise levels of their own."""
 
     def __init__(self, recipe: Recipe, model: VideoModel, unconditional: Tensor, clock: Clock) -> None:
         super().__init__(recipe, model, unconditional, clock)
@@ -36,5 +36,9 @@ class Rwr(Sampler):
         return rwr_loss((predicted - noise).square().flatten(1).mean(1), weights)
 
     def _sample(self, clips: Batch, own: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        latents = self._denoise(clips, self._pure_noise(own), self._grid, 0)
+        if self._recipe.training.rwr.samples == "data":
+            device = self._model.device
+            latents = self._model.posterior(clips.mean.to(device), clips.logvar.to(device)).sample(own)
+        else:
+            latents = self._denoise(clips, self._pure_noise(own), self._grid, 0)
         return latents[None], latents.new_empty(0, len(latents))

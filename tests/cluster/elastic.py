@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rayvideo.command import ENVIRONMENT
 from rayvideo.recipe import Recipe, Workers, parse_recipe
+from rayvideo.training.attempts import attempts_of
 from rayvideo.training.launch import finetune
 from tests.cluster.judges import Brightness
 
@@ -75,6 +76,7 @@ def main(recipe: Recipe) -> None:
             accepted, message = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "", deadline)
             assert accepted, message
             wait("the state was saved for one worker", lambda: len(checkpoints(folder)) == 2)
+            wait("the other one went on", lambda: len(attempts_of(str(folder))) == 3)
             cluster.remove_node(node)
         finally:
             hurry.touch()

@@ -27,6 +27,7 @@ from rayvideo.training.meters import Clock, gather_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.objective import standardised
 from rayvideo.training.rwr import Rwr
+from rayvideo.training.sampling import Sampled
 from rayvideo.training.trainer import SamplingTrainer
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -155,10 +156,11 @@ def test_clips_become_brighter_or_darker_by_scores_alone(tiny_pipeline, table, t
     assert (ends[0] > ends[1]).float().mean() > 0.7
 
 
-def test_rwr_learns_the_better_samples_more(tiny_pipeline, table):
+@pytest.mark.parametrize("samples", ["generated", "data"])
+def test_rwr_learns_the_better_samples_more(tiny_pipeline, table, samples):
     errors = []
     for weight in (1.0, -1.0):
-        options = {"objective": "rwr", "batch_size": 8, "rwr": {"temperature": 0.1, "updates": 1}}
+        options = {"objective": "rwr", "batch_size": 8, "rwr": {"samples": samples, "temperature": 0.1, "updates": 1}}
         run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **options), table)
         sampler = run.rollout
         assert isinstance(sampler, Rwr)
@@ -176,6 +178,18 @@ def test_rwr_learns_the_better_samples_more(tiny_pipeline, table):
     (bright, dark), (bright_when_dark_earns, dark_when_dark_earns) = errors
     assert bright < bright_when_dark_earns
     assert dark > dark_when_dark_earns
+
+
+def test_rwr_can_learn_the_clips_of_the_data_and_generates_nothing_then(tiny_pipeline, table):
+    recipe = recipe_for(tiny_pipeline, objective="rwr", rwr={"samples": "data"})
+    model = load_model(tiny_pipeline, parts=("vae",))
+    clips = table.rows([2, 0])
+    made = rollout_for(recipe, model, table.unconditional(), Clock(CPU))(clips, 1, 0)
+    assert isinstance(made, Sampled)
+    assert len(made.path) == 1
+    deviations = (made.path[0] / model.posterior(clips.mean, clips.logvar).scale - clips.mean) / (clips.logvar / 2).exp()
+    assert 0.8 < deviations.std() < 1.2
+    torch.testing.assert_close(made.pixels, model.decode_frames(made.path[0], made.indices).clamp(0, 1))
 
 
 def test_ddpo_goes_over_the_very_steps_it_took(tiny_pipeline, table):

@@ -133,6 +133,17 @@ def test_a_judge_without_gradient_may_train_these(tiny_pipeline, tiny_judge, tmp
             {"training": {"objective": "rwr", "batch_size": 8, "samples_per_caption": 3}},
             r"training\.samples_per_caption 3 does not divide the 8 samples of a step",
         ),
+        (
+            {
+                "training": {
+                    "objective": "rwr",
+                    "batch_size": 8,
+                    "samples_per_caption": 8,
+                    "rwr": {"samples": "data"},
+                }
+            },
+            r"a step would have the same clip 8 times; set it to 1",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_objective_are_refused(tiny_pipeline, tiny_judge, tmp_path, change, message):
