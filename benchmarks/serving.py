@@ -33,8 +33,9 @@ from rayvideo.command import ENVIRONMENT
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora
-from rayvideo.recipe import Judge, load_recipe
+from rayvideo.recipe import load_recipe
 from rayvideo.rewards import Reward, load_reward
+from rayvideo.sections import Judge
 from rayvideo.seeding import seed_for
 from rayvideo.serving.judging import judge_rows
 from rayvideo.serving.local import LocalPool

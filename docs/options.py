@@ -1,4 +1,4 @@
-"""Write the tables of docs/recipes.md from the descriptions in rayvideo/recipe.py: `python docs/options.py`."""
+"""Write the tables of docs/recipes.md from the descriptions in rayvideo/sections.py: `python docs/options.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-from rayvideo.recipe import Recipe, Section
+from rayvideo.recipe import Recipe
+from rayvideo.sections import Section
 
 PAGE = Path(__file__).parent / "recipes.md"
 START = "<!-- The tables from here on are written by docs/options.py. -->\n"

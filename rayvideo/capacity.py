@@ -13,7 +13,8 @@ import ray
 
 from rayvideo.data.tasks import decoding_bytes
 from rayvideo.errors import UserError
-from rayvideo.recipe import Evaluation, Judge, Recipe, Training
+from rayvideo.recipe import Recipe
+from rayvideo.sections import Evaluation, Judge, Training
 
 Bundle = Mapping[str, float]
 Part = Literal["data", "training", "judges", "generation", "held_out"]

@@ -17,8 +17,8 @@ from ray.exceptions import RayTaskError
 import rayvideo
 from rayvideo import capacity
 from rayvideo.data.storage import is_uri
-from rayvideo.errors import Stopped, UserError
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.errors import RecipeError, Stopped, UserError
+from rayvideo.recipe import Recipe
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
 ENVIRONMENT = {

@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class RecipeError(UserError, ValueError):
+    """A recipe that must not run: the message names the key, the value and what is allowed."""
+
+
 class Stopped(Exception):
     """A run was asked to stop by a signal, and did after it had saved `steps` steps."""
 

@@ -34,8 +34,8 @@ from mlflow.exceptions import MlflowException
 from PIL import Image, ImageDraw, ImageFont
 
 from rayvideo.data.video import write_clip
-from rayvideo.errors import Stopped, UserError
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.errors import RecipeError, Stopped, UserError
+from rayvideo.recipe import Recipe
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
 LONGEST_PARAM = 500  # characters; servers differ in what they take

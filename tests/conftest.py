@@ -10,7 +10,7 @@ import torch
 
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import Lora
+from rayvideo.sections import Lora
 from tests import clips, tiny
 
 # The same examples each time; their number is bounded, so no deadline is needed, which would depend on the machine.

@@ -14,8 +14,9 @@ import pytest
 
 from rayvideo import capacity, command
 from rayvideo.data.manifest import ManifestError
+from rayvideo.errors import RecipeError
 from rayvideo.progress import progress
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 
 
 def recipe(**sections) -> Recipe:

@@ -13,10 +13,11 @@ from peft import PeftModel
 
 from docs.options import PAGE, page
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import Lora, parse_recipe
+from rayvideo.recipe import parse_recipe
 from rayvideo.rewards import Reward, RewardError, load_reward, options_of, resolve
 from rayvideo.rewards.base import BUILT_IN
 from rayvideo.rewards.hpsv2 import RELEASES
+from rayvideo.sections import Lora
 from rayvideo.training.folder import figures
 
 README = Path(__file__).parents[1] / "README.md"

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayvideo.recipe import LONGEST_SHOWN, Recipe, RecipeError, load_recipe, parse_recipe
+from rayvideo.errors import RecipeError
+from rayvideo.recipe import LONGEST_SHOWN, Recipe, load_recipe, parse_recipe
 
 BASE = "model: {path: m}\ndata: {manifest: clips.txt}\nreward: {judges: [{name: judge}]}\n"
 TREE = yaml.safe_load(BASE)

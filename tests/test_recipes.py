@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rayvideo.errors import RecipeError
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.recipe import RecipeError, load_recipe, parse_recipe
+from rayvideo.recipe import load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

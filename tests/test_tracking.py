@@ -12,7 +12,8 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.errors import RecipeError
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.tracking import RunRef, Tracker, TrackingError, create_run, find_run, run_url, tracking_uri, ui_command
 
 

@@ -26,9 +26,10 @@ from rayvideo.data.manifest import Entry, read_manifest
 from rayvideo.data.storage import join, locate, replacing
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
+from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.progress import progress
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.recipe import Recipe
 
 CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32

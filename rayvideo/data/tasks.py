@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from rayvideo.data.storage import join, replacing
 from rayvideo.data.video import ClipError, read_clip
-from rayvideo.recipe import Data
+from rayvideo.sections import Data
 
 # Readers get at single row groups, hence one row in each; and latents are noise, which does not compress.
 FORMAT: dict[str, Any] = {"compression": "none", "use_dictionary": False}

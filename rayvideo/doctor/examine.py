@@ -14,8 +14,9 @@ from rayvideo.doctor.finding import Finding, attempt, failed
 from rayvideo.doctor.judge import examine_judge
 from rayvideo.doctor.samples import Samples, sample
 from rayvideo.errors import UserError
-from rayvideo.recipe import Judge, Recipe
+from rayvideo.recipe import Recipe
 from rayvideo.rewards import load_reward
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
 from rayvideo.training.preflight import GRADIENT_OBJECTIVES
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from rayvideo.doctor import gradients, pixels, ranking
 from rayvideo.doctor.finding import Finding, attempt
 from rayvideo.doctor.samples import Samples
-from rayvideo.recipe import Judge
 from rayvideo.rewards import Reward, load_reward
+from rayvideo.sections import Judge
 
 PROBES = 2
 """Frames whose gradient is compared with finite differences: each takes dozens of forward passes."""

@@ -21,7 +21,8 @@ from rayvideo.doctor.finding import Finding
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.precision import DTYPES
-from rayvideo.recipe import Recipe, Workers
+from rayvideo.recipe import Recipe
+from rayvideo.sections import Workers
 from rayvideo.seeding import seed_for
 from rayvideo.serving.pool import RewardPool
 from rayvideo.training.engine import Engine, Update

@@ -11,8 +11,8 @@ from torch import Tensor
 from rayvideo.doctor import thresholds
 from rayvideo.doctor.finding import Finding
 from rayvideo.doctor.gradients import slope
-from rayvideo.recipe import Judge
 from rayvideo.rewards import Reward
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
 
 MEND = (

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rayvideo.recipe import Judge, Recipe, RecipeError
+from rayvideo.errors import RecipeError
+from rayvideo.recipe import Recipe
+from rayvideo.sections import Judge
 
 
 def check_held_out(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rayvideo.evaluation import EvaluationError
-from rayvideo.recipe import Features
+from rayvideo.sections import Features
 
 MIN_FRAMES = 4  # that motion is measured on
 GRID = 16  # cells of the coarse picture in which movement is seen

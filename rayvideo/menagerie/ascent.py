@@ -18,9 +18,9 @@ from rayvideo.evaluation.generate import embed_captions
 from rayvideo.menagerie.world import FRAMES
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.recipe import Lora
 from rayvideo.rewards.base import Reward, clamp_pixels
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
+from rayvideo.sections import Lora
 
 
 def ascend(

@@ -23,7 +23,7 @@ from peft import (
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.models.base import ModelError
 from rayvideo.weights import misfits
 
@@ -32,7 +32,7 @@ PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
 
 
-def add_lora(denoiser: nn.Module, options: recipe.Lora, seed: int) -> PeftModel:
+def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftModel:
     """Give the denoiser a fresh adapter: A normal with σ = 1/r, B = 0, so that its output does not change yet.
 
     Only the adapter is trainable. Its weights are fp32 whatever the denoiser's format: an update of lr 1e-5 is lost in

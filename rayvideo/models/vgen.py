@@ -19,7 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.models import vgen_names
 from rayvideo.models.base import ModelError
 from rayvideo.models.lora import PREFIX, add_lora, lora_parameters, save_adapter
@@ -112,7 +112,7 @@ def convert(
             index = {"_class_name": "TextToVideoSDPipeline", "_diffusers_version": diffusers.__version__, **PIPELINE}
             (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         if lora is not None:
-            tuned = add_lora(parts["unet"], recipe.Lora(rank=lora.rank, alpha=lora.rank), seed=0)
+            tuned = add_lora(parts["unet"], sections.Lora(rank=lora.rank, alpha=lora.rank), seed=0)
             save_adapter(tuned, folder / "adapter", lora.tensors)
         return sorted(entry.name for entry in folder.iterdir())
 
@@ -138,7 +138,7 @@ def lora_layout(unet: UNet3DConditionModel, rank: int) -> tuple[dict[str, str], 
     """PEFT's names of a full adapter's tensors: to VGen's names, and to tensors of their shapes."""
     with torch.device("meta"):
         blank = UNet3DConditionModel.from_config(unet.config)
-        shapes: dict[str, Tensor] = dict(lora_parameters(add_lora(blank, recipe.Lora(rank=rank, alpha=rank), seed=0)))
+        shapes: dict[str, Tensor] = dict(lora_parameters(add_lora(blank, sections.Lora(rank=rank, alpha=rank), seed=0)))
     names = {}
     for name in shapes:
         module, matrix, *_ = name.removeprefix(PREFIX).rsplit(".", 3)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rayvideo import recipe
-from rayvideo.errors import UserError
+from rayvideo import sections
+from rayvideo.errors import RecipeError, UserError
 from rayvideo.precision import DTYPES
 
 BUILT_IN = {
@@ -90,34 +90,34 @@ def resolve(kind: str) -> type[Reward]:
     return found
 
 
-def options_of(judge: recipe.Judge) -> dict[str, Any]:
+def options_of(judge: sections.Judge) -> dict[str, Any]:
     """The keyword arguments that a recipe gives to `Reward.check` and `Reward.load`."""
     options: dict[str, Any] = {"resize": judge.resize, "dtype": DTYPES[judge.dtype], **judge.options}
     return options if judge.architecture is None else options | {"architecture": judge.architecture}
 
 
-def check_judge(key: str, judge: recipe.Judge) -> type[Reward]:
+def check_judge(key: str, judge: sections.Judge) -> type[Reward]:
     """The class of a recipe's judge, which stands under `key`; refused if its files or options can't be right.
 
     Raises:
         RecipeError: naming the option.
     """
     if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
-        raise recipe.RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
+        raise RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
     if judge.runtime_env is not None:  # of packages that this process may lack: its replica looks
         return Reward
     try:
         kind = resolve(judge.type)
     except RewardError as error:
-        raise recipe.RecipeError(f"{key}.type: {error}") from error
+        raise RecipeError(f"{key}.type: {error}") from error
     try:
         kind.check(judge.checkpoint, **options_of(judge))
     except RewardError as error:
-        raise recipe.RecipeError(f"{key}.{error}") from error
+        raise RecipeError(f"{key}.{error}") from error
     return kind
 
 
-def load_reward(judge: recipe.Judge, device: torch.device | str = "cpu") -> Reward:
+def load_reward(judge: sections.Judge, device: torch.device | str = "cpu") -> Reward:
     """Load the judge that a recipe describes, frozen and in eval mode, onto `device`."""
     try:
         reward = resolve(judge.type).load(judge.checkpoint, **options_of(judge))

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from rayvideo.recipe import Judge, Precision
+from rayvideo.sections import Judge, Precision
 from rayvideo.serving.wire import Outcome, Pixels, View, decode, encode, returns_as
 
 # torch and the judge's libraries are imported in the replica alone: the router, which imports this file, needs none.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayvideo.recipe import Judge
 from rayvideo.rewards.base import load_reward
+from rayvideo.sections import Judge
 from rayvideo.serving.judging import judge_frames
 from rayvideo.serving.pool import Judged, Pending, RewardPool
 

@@ -21,9 +21,9 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, Ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from rayvideo.recipe import Judge, Precision
 from rayvideo.rewards.base import RewardError
 from rayvideo.rewards.pixels import Framing, Resize, resize_frames
+from rayvideo.sections import Judge, Precision
 from rayvideo.serving.actor import placed
 from rayvideo.serving.router import Router
 from rayvideo.serving.wire import Pixels, Reply, View, decode, encode

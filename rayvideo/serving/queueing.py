@@ -15,7 +15,7 @@ from uuid import uuid4
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from rayvideo.recipe import Judge, Precision
+from rayvideo.sections import Judge, Precision
 from rayvideo.serving.actor import placed
 from rayvideo.serving.wire import Outcome, Reply, View
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from rayvideo.recipe import Judge, Precision
+from rayvideo.sections import Judge, Precision
 from rayvideo.serving.queueing import JudgeQueue, Request
 from rayvideo.serving.wire import Reply, View
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rayvideo.recipe import Precision
+from rayvideo.sections import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor

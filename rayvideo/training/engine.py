@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rayvideo.errors import RecipeError
 from rayvideo.models.lora import lora_parameters, save_adapter, unwrap
-from rayvideo.recipe import RecipeError, Training
+from rayvideo.sections import Training
 
 # Ray hides the GPUs of a node from workers that reserve none; DeepSpeed decides once, at import.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

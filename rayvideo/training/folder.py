@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from rayvideo.data.storage import StorageError, is_uri, join, read_bytes, write_bytes
+from rayvideo.errors import RecipeError
 from rayvideo.evaluation.folder import is_file, read_summary
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.recipe import Recipe
 from rayvideo.tracking import RunRef, flatten
 
 RECIPE = "recipe.yaml"

@@ -15,10 +15,10 @@ from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
 from rayvideo.data.storage import join
 from rayvideo.data.table import LatentTable
-from rayvideo.errors import Stopped, UserError
+from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, tracking_uri, versions
 from rayvideo.training import folder as runs

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
+from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
-from rayvideo.recipe import Recipe, RecipeError
+from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 
 GRADIENT_OBJECTIVES = ("reward", "draft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayvideo.recipe import Training
+from rayvideo.sections import Training
 
 
 def learning_rate(options: Training, step: int) -> float:

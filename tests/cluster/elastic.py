@@ -23,7 +23,8 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from torch import Tensor
 
 from rayvideo.command import ENVIRONMENT
-from rayvideo.recipe import Recipe, Workers, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.sections import Workers
 from rayvideo.training.attempts import attempts_of
 from rayvideo.training.launch import finetune
 from tests.cluster.judges import Brightness

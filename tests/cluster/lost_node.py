@@ -10,7 +10,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from rayvideo.recipe import Judge
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rayvideo.data.video import read_clip
+from rayvideo.errors import RecipeError
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import Comparison, check, evaluate
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.tracking import create_run
 

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rayvideo.data.latents import prepare_to
-from rayvideo.errors import Stopped
-from rayvideo.recipe import Recipe, RecipeError, Workers, parse_recipe
+from rayvideo.errors import RecipeError, Stopped
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import RewardError
+from rayvideo.sections import Workers
 from rayvideo.training import launch
 from rayvideo.training.launch import finetune
 from rayvideo.training.preflight import check

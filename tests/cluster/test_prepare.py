@@ -17,8 +17,9 @@ import torch
 from rayvideo.data.latents import open_latents, prepare_to, stream
 from rayvideo.data.table import DataError, LatentTable
 from rayvideo.data.video import read_clip, write_clip
+from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from tests import tiny
 from tests.clips import CAPTIONS, ball
 

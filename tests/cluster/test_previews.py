@@ -16,7 +16,8 @@ from rayvideo.data.video import read_clip
 from rayvideo.evaluation.previews import Previews, embed_shown
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.sections import Lora
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef, Tracker, create_run
 

@@ -22,8 +22,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from rayvideo.data.storage import join, read_bytes, write_bytes
+from rayvideo.errors import RecipeError
 from rayvideo.evaluation.folder import is_file, read_lines, read_summary
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.training.attempts import attempts_of
 from rayvideo.training.checkpoints import fetched, name_of, steps_in
 from rayvideo.training.folder import folder_of

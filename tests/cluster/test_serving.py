@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from rayvideo.recipe import Judge
 from rayvideo.rewards import RewardError, load_reward
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
 
 HERE = "tests.cluster.judges"

@@ -9,8 +9,8 @@ import pytest
 import ray
 import torch
 
-from rayvideo.recipe import Judge, Replicas
 from rayvideo.rewards import RewardError
+from rayvideo.sections import Judge, Replicas
 from rayvideo.serving.local import LocalPool
 from rayvideo.serving.pool import Pending, RewardPool
 from tests.cluster.actors import eventually, kill, pid_of, replicas

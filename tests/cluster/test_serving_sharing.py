@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from rayvideo.recipe import Judge
 from rayvideo.rewards import RewardError
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import NAMESPACE, RewardPool
 from tests.cluster.actors import eventually, kill, pid_of
 
@@ -21,7 +21,7 @@ JUDGE = Judge(name="bright", type="tests.cluster.judges:Brightness", weight=2.0)
 OTHER = """
 import sys, time, torch
 import ray
-from rayvideo.recipe import Judge
+from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
 ray.init(address=sys.argv[1], log_to_driver=False)
 judge = Judge(name="bright", type="tests.cluster.judges:Brightness", weight=0.5)

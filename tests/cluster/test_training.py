@@ -21,9 +21,10 @@ from rayvideo.data.tasks import tensor_array
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.precision import DTYPES
-from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import clamp_pixels, load_reward
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
+from rayvideo.sections import Lora
 from rayvideo.seeding import generator_for
 from rayvideo.serving.pool import RewardPool
 from rayvideo.training.engine import Engine

@@ -9,7 +9,7 @@ from rayvideo.doctor.samples import Samples
 from rayvideo.menagerie.build import WEIGHTS
 from rayvideo.menagerie.clips import training_scenes
 from rayvideo.menagerie.world import draw
-from rayvideo.recipe import Judge
+from rayvideo.sections import Judge
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from rayvideo.doctor.finding import Finding
 from rayvideo.doctor.judge import examine_judge
 from rayvideo.doctor.samples import Samples
 from rayvideo.menagerie.build import WEIGHTS
-from rayvideo.recipe import Judge
 from rayvideo.rewards import load_reward
+from rayvideo.sections import Judge
 from rayvideo.serving.local import LocalPool
 from tests.doctor.conftest import judge_of
 

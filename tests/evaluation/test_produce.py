@@ -20,7 +20,8 @@ from rayvideo.evaluation.produce import Order, order, produce
 from rayvideo.evaluation.writers import ClipWriter
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.sections import Lora
 
 ODD = ["../../up", "/etc/passwd", 'it\'s "red" $(rm -rf /)', "🐈🐈", "x" * 500, "CON", "a\\b:c*?", "..", "été"]
 SIZE = {"frames": 4, "height": 64, "width": 64}

@@ -14,7 +14,7 @@ from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.errors import UserError
 from rayvideo.models import ModelError, export, load_model, vgen
 from rayvideo.models.lora import add_lora, load_adapter, lora_parameters, save_adapter
@@ -34,7 +34,7 @@ def output(unet, width=32):
 
 def tune(pipeline, folder, **options):
     """Write an adapter that does something; its output."""
-    tuned = add_lora(load_model(pipeline, parts=["denoiser"]).denoiser, recipe.Lora(**options), seed=0)
+    tuned = add_lora(load_model(pipeline, parts=["denoiser"]).denoiser, sections.Lora(**options), seed=0)
     torch.manual_seed(3)
     for weight in lora_parameters(tuned).values():
         torch.nn.init.normal_(weight, std=0.1)
@@ -143,7 +143,7 @@ def test_vgen_knows_no_alpha_so_the_scale_goes_into_the_matrix(release, tmp_path
 def test_an_adapter_that_vgen_has_no_place_for_is_refused(release, tmp_path):
     model, _ = release
     unet = UNet3DConditionModel.from_pretrained(model / "unet")
-    save_adapter(add_lora(unet, recipe.Lora(targets=("to_q",)), seed=0), tmp_path / "adapter")
+    save_adapter(add_lora(unet, sections.Lora(targets=("to_q",)), seed=0), tmp_path / "adapter")
     with pytest.raises(WeightsError, match="as the LoRA of VGen's UNet .*can be merged.* missing"):
         export.export_vgen(model, tmp_path / "vgen.pth", adapter=tmp_path / "adapter")
     with pytest.raises(ModelError, match="nothing to merge"):

@@ -6,7 +6,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import nn
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import (
     WEIGHTS,
@@ -30,7 +30,7 @@ def base(tiny_pipeline):
 @pytest.fixture
 def tuned(tiny_pipeline):
     """A denoiser whose adapter already does something."""
-    tuned = add_lora(denoiser(tiny_pipeline), recipe.Lora(), seed=0)
+    tuned = add_lora(denoiser(tiny_pipeline), sections.Lora(), seed=0)
     torch.manual_seed(0)
     for weight in lora_parameters(tuned).values():
         nn.init.normal_(weight, std=0.1)
@@ -50,13 +50,13 @@ def test_the_references_unet_gets_264_pairs():
     with torch.device("meta"):
         unet = UNet3DConditionModel()
         assert sum(p.numel() for p in unet.parameters()) == 1_411_233_860
-        tuned = add_lora(unet, recipe.Lora(), seed=0)
+        tuned = add_lora(unet, sections.Lora(), seed=0)
     assert sum(isinstance(module, LoraLayer) for module in tuned.modules()) == 264
     assert sum(p.numel() for p in lora_parameters(tuned).values()) == 1_661_440
 
 
 def test_a_fresh_adapter_changes_nothing_and_trains_alone(base, tiny_pipeline):
-    tuned = add_lora(denoiser(tiny_pipeline), recipe.Lora(), seed=0)
+    tuned = add_lora(denoiser(tiny_pipeline), sections.Lora(), seed=0)
     assert torch.equal(predict(tuned), predict(base))
     assert not any(module.training for module in tuned.modules())
     trainable = lora_parameters(tuned)
@@ -65,7 +65,7 @@ def test_a_fresh_adapter_changes_nothing_and_trains_alone(base, tiny_pipeline):
 
 
 def test_matrices_start_as_the_references(tiny_pipeline):
-    tuned = add_lora(denoiser(tiny_pipeline), recipe.Lora(rank=8), seed=0)
+    tuned = add_lora(denoiser(tiny_pipeline), sections.Lora(rank=8), seed=0)
     a = torch.cat([w.flatten() for name, w in lora_parameters(tuned).items() if "lora_A" in name])
     b = torch.cat([w.flatten() for name, w in lora_parameters(tuned).items() if "lora_B" in name])
     assert a.std().item() == pytest.approx(1 / 8, rel=0.05)
@@ -74,7 +74,7 @@ def test_matrices_start_as_the_references(tiny_pipeline):
 
 def test_the_seed_alone_decides_the_start_and_other_random_numbers_go_on(tiny_pipeline):
     def first(seed):
-        weights = lora_parameters(add_lora(denoiser(tiny_pipeline), recipe.Lora(), seed=seed))
+        weights = lora_parameters(add_lora(denoiser(tiny_pipeline), sections.Lora(), seed=seed))
         return next(iter(weights.values()))
 
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_the_seed_alone_decides_the_start_and_other_random_numbers_go_on(tiny_pi
 
 
 def test_masters_are_fp32_on_a_bf16_denoiser_and_learn(tiny_pipeline):
-    tuned = add_lora(denoiser(tiny_pipeline, torch.bfloat16), recipe.Lora(), seed=0)
+    tuned = add_lora(denoiser(tiny_pipeline, torch.bfloat16), sections.Lora(), seed=0)
     weights = lora_parameters(tuned)
     assert {w.dtype for w in weights.values()} == {torch.float32}
     assert {p.dtype for name, p in tuned.named_parameters() if name not in weights} == {torch.bfloat16}
@@ -124,7 +124,7 @@ def test_merged_equals_unmerged(tuned):
 def test_alpha_scales_the_adapter(tiny_pipeline, base):
     outputs = []
     for alpha in (4.0, 8.0):
-        tuned = add_lora(denoiser(tiny_pipeline), recipe.Lora(alpha=alpha), seed=0)
+        tuned = add_lora(denoiser(tiny_pipeline), sections.Lora(alpha=alpha), seed=0)
         for name, weight in lora_parameters(tuned).items():
             if "lora_B" in name:
                 nn.init.constant_(weight, 1e-4)
@@ -172,7 +172,7 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(tuned, base
 
 def test_a_target_that_names_no_layer_is_refused(base):
     with pytest.raises(ModelError, match="no layer of the denoiser is called 'to_quary'"):
-        add_lora(base, recipe.Lora(targets=("to_q", "to_quary")), seed=0)
+        add_lora(base, sections.Lora(targets=("to_q", "to_quary")), seed=0)
 
 
 def test_a_folder_without_adapter_is_refused(base, tmp_path):

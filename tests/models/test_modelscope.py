@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
-from rayvideo import editing, recipe
+from rayvideo import editing, sections
 from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 
@@ -28,7 +28,7 @@ def pipeline(tiny_pipeline):
 def tuned(tiny_pipeline):
     """A model with an adapter that already does something."""
     model = load_model(tiny_pipeline)
-    model.denoiser = add_lora(model.denoiser, recipe.Lora(), seed=0)
+    model.denoiser = add_lora(model.denoiser, sections.Lora(), seed=0)
     torch.manual_seed(0)
     for weight in lora_parameters(model.denoiser).values():
         torch.nn.init.normal_(weight, std=0.1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.rewards import Reward, RewardError, clamp_pixels, load_reward, resolve
 from rayvideo.rewards.hpsv2 import HPSv2
 
@@ -23,14 +23,14 @@ class Brightness(Reward):
 
 
 def test_a_users_class_is_found_by_its_name_and_gets_its_options():
-    judge = recipe.Judge(name="bright", type=f"{__name__}:Brightness", options={"gain": 2.0})
+    judge = sections.Judge(name="bright", type=f"{__name__}:Brightness", options={"gain": 2.0})
     reward = load_reward(judge)
     assert reward.name == "bright"
     assert reward.score(torch.full((1, 3, 4, 4), 0.25), ["any"]).item() == 0.5
 
 
 def test_a_loaded_judge_is_frozen():
-    judge = recipe.Judge(name="bright", type=f"{__name__}:Brightness")
+    judge = sections.Judge(name="bright", type=f"{__name__}:Brightness")
     reward = load_reward(judge)
     frames = torch.rand(2, 3, 4, 4, requires_grad=True)
     reward.score(frames, ["a", "b"]).sum().backward()
@@ -59,7 +59,7 @@ def test_a_type_that_names_no_judge_is_refused(kind, reason):
 
 
 def test_an_option_that_the_class_does_not_know_is_an_error_that_names_the_judge():
-    judge = recipe.Judge(name="mine", checkpoint="x.pt", options={"shiny": True})
+    judge = sections.Judge(name="mine", checkpoint="x.pt", options={"shiny": True})
     with pytest.raises(RewardError, match=r"judge 'mine': .*'shiny'"):
         load_reward(judge)
 

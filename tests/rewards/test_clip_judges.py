@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.functional import to_pil_image
 from transformers import CLIPModel, CLIPProcessor
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.rewards import RewardError, load_reward, resolve
 from rayvideo.rewards.aesthetic import Aesthetic
 from rayvideo.rewards.clip import CLIPScore
@@ -117,9 +117,9 @@ def test_half_precision_stays_near_and_returns_fp32(load, kind):
 
 def test_the_recipe_names_them(tiny_clip, head):
     for judge in (
-        recipe.Judge(name="pick", type="pickscore", checkpoint=str(tiny_clip)),
-        recipe.Judge(name="text", type="clip", checkpoint=str(tiny_clip), resize="bicubic"),
-        recipe.Judge(name="look", type="aesthetic", checkpoint=str(head), options={"clip": str(tiny_clip)}),
+        sections.Judge(name="pick", type="pickscore", checkpoint=str(tiny_clip)),
+        sections.Judge(name="text", type="clip", checkpoint=str(tiny_clip), resize="bicubic"),
+        sections.Judge(name="look", type="aesthetic", checkpoint=str(head), options={"clip": str(tiny_clip)}),
     ):
         reward = load_reward(judge)
         assert type(reward) is resolve(judge.type)

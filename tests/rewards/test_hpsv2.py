@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rayvideo import recipe
+from rayvideo import sections
 from rayvideo.rewards import RewardError, hpsv2, load_reward
 from rayvideo.rewards.checkpoints import sha256
 from rayvideo.rewards.hpsv2 import HPSv2, Release, Version
@@ -76,7 +76,7 @@ def test_half_precision_stays_near_and_returns_fp32(judge, tiny_judge):
     exact = judge.score(frames, CAPTIONS)
     for precision in ("bf16", "fp16"):
         half = load_reward(
-            recipe.Judge(
+            sections.Judge(
                 name="half",
                 checkpoint=str(tiny_judge / "judge.pt"),
                 architecture=str(tiny_judge / "open_clip_config.json"),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rayvideo
-from rayvideo.recipe import Judge
 from rayvideo.rewards import RewardError, load_reward
 from rayvideo.rewards.pixels import resize_frames
+from rayvideo.sections import Judge
 from rayvideo.serving.judging import judge_frames
 from rayvideo.serving.wire import decode, encode
 

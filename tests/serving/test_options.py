@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rayvideo.recipe import RecipeError, parse_recipe
+from rayvideo.errors import RecipeError
+from rayvideo.recipe import parse_recipe
 
 
 def parse(**judge) -> None:

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rayvideo.errors import RecipeError
 from rayvideo.models.lora import add_lora, load_adapter, lora_parameters
-from rayvideo.recipe import Lora, RecipeError, Training
+from rayvideo.sections import Lora, Training
 from rayvideo.training.engine import Engine, supports_fp16
 from tests.training.network import Net
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.errors import RecipeError
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.tracking import RunRef
 from rayvideo.training import folder as runs
 

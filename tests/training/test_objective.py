@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rayvideo.recipe import Training
+from rayvideo.sections import Training
 from rayvideo.training.ddpo import log_probability
 from rayvideo.training.objective import ddpo_loss, reward_loss, rwr_loss, rwr_weights, standardised
 from rayvideo.training.schedule import learning_rate

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rayvideo.errors import UserError
+from rayvideo.errors import RecipeError, UserError
 from rayvideo.evaluation.findings import roles
 from rayvideo.evaluation.heldout import trained_on
-from rayvideo.recipe import Recipe, RecipeError, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.training.preflight import check
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from rayvideo.data.table import Batch
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.recipe import Lora, Recipe, parse_recipe
+from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.sections import Lora
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.meters import Clock
 from rayvideo.training.rollout import Editor

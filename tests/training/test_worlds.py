@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rayvideo.errors import RecipeError
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.precision import DTYPES
-from rayvideo.recipe import Lora, RecipeError, Training
+from rayvideo.sections import Lora, Training
 from rayvideo.training.engine import Engine, supports_fp16
 from tests.training.network import Net
 
