@@ -36,6 +36,7 @@ from rayvideo.training.checkpoints import (
 from rayvideo.training.elastic import Trainer
 from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
+from rayvideo.training.lock import only_driver
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.retention import Retention
@@ -59,11 +60,20 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     recipe = runs.named(recipe)
     tracking_uri(recipe)  # refuses sqlite in a bucket, before clips are encoded
+    folder = runs.folder_of(recipe)
     if not resume:
         runs.refuse_taken(recipe)
-        return _train(recipe, recipe, None, "started", started)
+        with only_driver(folder):
+            return _train(recipe, recipe, None, "started", started)
     ref = find_run(recipe, runs.begun(recipe))
-    good, refused = newest_good(runs.folder_of(recipe), ref.run_id)
+    with only_driver(folder):
+        return _go_on(recipe, ref, started)
+
+
+def _go_on(recipe: Recipe, ref: RunRef, started: float) -> dict[str, Any]:
+    """Resume the run, or finish it if only that was left to do."""
+    folder = runs.folder_of(recipe)
+    good, refused = newest_good(folder, ref.run_id)
     for one in refused:
         logger.warning("checkpoint refused: %s", one.why)
     done, steps = good.step if good else 0, recipe.training.steps
@@ -72,7 +82,7 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     if good is None or done < steps:
         logger.info("going on from step %d", done)
         return _train(recipe, _shared_as_begun(recipe, good), ref, "resumed", started)
-    summary = runs.known(runs.folder_of(recipe))
+    summary = runs.known(folder)
     if summary.get("finished"):
         logger.info("run %r is finished; raise training.steps above %d to go on", recipe.tracking.run_name, steps)
         return summary
