@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20, help="for both runs; the last tenth is without faults")
     parser.add_argument("--every", type=float, default=20, help="seconds of progress between two faults")
     parser.add_argument("--seed", type=int, default=0, help="of the order of faults and of the victims")
-    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run")
     parser.add_argument("--checkpoint-every", type=int, default=5, help="steps")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
     parser.add_argument("--out", type=Path, required=True, help="folder for clips, runs and logs")
