@@ -36,7 +36,7 @@ MAY_CHANGE = (
 """Options, and beginnings of options, that a resumed run may have another value for."""
 logger = logging.getLogger(__name__)
 
-WINDOW = 10  # steps that "first" and "last" figures are means of
+WINDOW = 10  # steps that "first" and "last" figures are means of, at most: they never overlap
 
 
 def named(recipe: Recipe) -> Recipe:
@@ -135,12 +135,14 @@ def copy_adapter(source: Path, folder: str) -> str:
 def figures(steps: Sequence[dict[str, Any]], judges: Sequence[str]) -> dict[str, Any]:
     """What the lines of metrics.jsonl come down to: means of the first and last steps, and of a step's seconds."""
 
+    window = min(WINDOW, max(1, len(steps) // 2))
+
     def ends(key: str) -> dict[str, float]:
         values = [step[key] for step in steps]
-        return {"first": fmean(values[:WINDOW]), "last": fmean(values[-WINDOW:])}
+        return {"first": fmean(values[:window]), "last": fmean(values[-window:])}
 
     return {
-        "window": min(WINDOW, len(steps)),
+        "window": window,
         "reward": ends("reward"),
         "scores": {judge: ends(f"score/{judge}") for judge in judges},
         "gradient_norm": ends("gradient_norm"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.execution import context as train_context
 
 from rayvideo.data.storage import join
 from rayvideo.evaluation.previews import Previews
@@ -29,6 +31,7 @@ def train(config: dict[str, Any]) -> None:
 
     Runs on each Ray Train worker with a process group; `config["plan"]` is a `Plan`.
     """
+    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)  # or every report is a line in the job's log
     plan: Plan = config["plan"]
     recipe, context = plan.recipe, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()

@@ -105,6 +105,7 @@ def log_of_success(jobs: JobSubmissionClient, job: str) -> str:
     log = jobs.get_job_logs(job)
     assert jobs.get_job_status(job) == JobStatus.SUCCEEDED, log
     assert "\r" not in log
+    assert "TrainingReport" not in log  # Ray Train's own lines, one for each checkpoint and worker
     return log
 
 

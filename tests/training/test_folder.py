@@ -108,6 +108,7 @@ def test_figures_are_means_of_the_ends():
     ]
     figures = runs.figures(lines, ["judge"])
     assert figures["window"] == 10
+    assert runs.figures(lines[:5], ["judge"])["reward"] == {"first": 1.5, "last": 4.5}  # of two steps each
     assert figures["reward"] == {"first": 5.5, "last": 15.5}
     assert figures["scores"] == {"judge": {"first": 11, "last": 31}}
     assert figures["clipped"] == 0.25
