@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,14 @@ def steps(engine: Engine, training: Training, first: int, last: int, outcome: Pa
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     """Where the workers of each world left their checkpoints and outcomes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # OpenMP's threads do not survive the server's forks
+        yield in_turn(tmp_path_factory)
+
+
+def in_turn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     places: list[Path] = []
