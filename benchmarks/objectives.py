@@ -106,7 +106,7 @@ def main() -> None:
             file = arguments.out / f"{name}-{recipe.seed}.json"
             if not file.exists():
                 tuned, steps = _train(recipe, table, 0 if name == BASE else 60 * arguments.minutes)
-                clips = _generate(recipe, tuned, captions, embeddings)
+                clips = _generate(runs[0][1], tuned, captions, embeddings)  # whatever a method trains with
                 _picture(clips, file.with_suffix(".png"))
                 result = Result(name, recipe.seed, steps, _judge(recipe, clips, captions))
                 file.write_text(json.dumps(asdict(result)))
