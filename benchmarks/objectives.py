@@ -43,9 +43,18 @@ from rayvideo.training.methods import rollout_for, trainer_for
 
 RECIPE = Path(__file__).parents[1] / "jobs/recipes/menagerie.yaml"
 BASE = "base"
-SAMPLING = ["training.batch_size=8", "training.samples_per_caption=8", "training.warmup_steps=0"]
 METHODS: dict[str, list[str]] = {
-    "DDPO": ["training.objective=ddpo", *SAMPLING, "training.lr=1e-3", "editing.steps=5", "training.ddpo.updates=1"],
+    "DDPO": [
+        "training.objective=ddpo",
+        "training.batch_size=16",
+        "training.samples_per_caption=8",
+        "training.lr=5e-4",
+        "training.warmup_steps=0",
+        "training.ddpo.updates=1",
+        "data.frames=8",
+        "editing.steps=5",
+        "editing.guidance=1",
+    ],
     "RWR": [
         "training.objective=rwr",
         "training.rwr.samples=data",
