@@ -46,14 +46,12 @@ BASE = "base"
 METHODS: dict[str, list[str]] = {
     "DDPO": [
         "training.objective=ddpo",
-        "training.batch_size=16",
+        "training.batch_size=8",
         "training.samples_per_caption=8",
-        "training.lr=5e-4",
+        "training.lr=1e-3",
         "training.warmup_steps=0",
         "training.ddpo.updates=1",
-        "data.frames=8",
         "editing.steps=5",
-        "editing.guidance=1",
     ],
     "RWR": [
         "training.objective=rwr",
