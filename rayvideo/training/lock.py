@@ -32,9 +32,10 @@ def only_driver(run_folder: str) -> Iterator[None]:
     Raises:
         RecipeError: another process trains this run.
     """
-    file = _local(run_folder) if is_uri(run_folder) else Path(run_folder, LOCK)
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o777 if file.name == LOCK else 0o700)
-    with file.open("a+") as lock:
+    in_bucket = is_uri(run_folder)
+    file = _local(run_folder) if in_bucket else Path(run_folder, LOCK)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+", opener=_without_links) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,10 +54,15 @@ def only_driver(run_folder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if file.name == LOCK and list(file.parent.iterdir()) == [file]:  # nothing was begun
+            if not in_bucket and list(file.parent.iterdir()) == [file]:  # nothing was begun
                 file.unlink()
                 file.parent.rmdir()
 
 
 def _local(uri: str) -> Path:
-    return Path(gettempdir(), f"rayvideo-locks-{os.getuid()}", blake2b(uri.encode(), digest_size=16).hexdigest())
+    return Path(gettempdir(), f"rayvideo-{os.getuid()}-{blake2b(uri.encode(), digest_size=16).hexdigest()}.lock")
+
+
+def _without_links(path: str, flags: int) -> int:
+    """Open a file, but not what somebody else's link in a shared folder leads to."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)

@@ -71,6 +71,11 @@ class Rollout(ABC):
         shape = model.latent_shape(data.frames, data.height, data.width)
         return editing.normal((len(own), *shape), own, model.device)
 
+    def _encoded(self, clips: Batch, own: Sequence[torch.Generator]) -> Tensor:
+        """Latents of the clips of the data, drawn from their posteriors."""
+        device = self._model.device
+        return self._model.posterior(clips.mean.to(device), clips.logvar.to(device)).sample(own)
+
     def _predict(self, clips: Batch) -> editing.Predict:
         """The guided prediction for the clips' captions; a scale of 1 is the prediction for the captions alone."""
         model, scale, prompts = self._model, self._recipe.editing.guidance, clips.embeddings
@@ -120,8 +125,7 @@ class Editor(Rollout):
         options, model = self._recipe.editing, self._model
         own = self._own("edit", clips, step, first)
         with self._clock("rollout"):
-            posterior = model.posterior(clips.mean.to(model.device), clips.logvar.to(model.device))
-            latents = posterior.sample(own)
+            latents = self._encoded(clips, own)
             noise = editing.offset_noise(latents, options.offset_noise, own)
             noisy = editing.corrupt(latents, noise, model.scheduler, self._grid[0])
             edited = self._denoise(clips, noisy, self._grid, options.grad_steps)

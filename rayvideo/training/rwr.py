@@ -37,8 +37,7 @@ class Rwr(Sampler):
 
     def _sample(self, clips: Batch, own: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         if self._recipe.training.rwr.samples == "data":
-            device = self._model.device
-            latents = self._model.posterior(clips.mean.to(device), clips.logvar.to(device)).sample(own)
+            latents = self._encoded(clips, own)
         else:
             latents = self._denoise(clips, self._pure_noise(own), self._grid, 0)
         return latents[None], latents.new_empty(0, len(latents))
