@@ -46,12 +46,15 @@ BASE = "base"
 METHODS: dict[str, list[str]] = {
     "DDPO": [
         "training.objective=ddpo",
-        "training.batch_size=8",
-        "training.samples_per_caption=8",
+        "training.batch_size=16",
+        "training.samples_per_caption=16",
         "training.lr=1e-3",
         "training.warmup_steps=0",
         "training.ddpo.updates=1",
+        "training.ddpo.learned_steps=2",
         "editing.steps=5",
+        "editing.guidance=1",
+        "data.frames=4",
     ],
     "RWR": [
         "training.objective=rwr",

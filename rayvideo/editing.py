@@ -115,12 +115,17 @@ def levels(scheduler: Any, timesteps: Tensor) -> list[Tensor]:
     return [*scheduler.alphas_cumprod[timesteps.cpu()].unbind(), torch.as_tensor(scheduler.final_alpha_cumprod)]
 
 
+def step_noise(alpha: Tensor, next_alpha: Tensor, eta: float) -> Tensor:
+    """Standard deviation σ [] of a DDIM step from level ᾱ to the next (Song et al. 2021, Eq. 16)."""
+    return eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
+
+
 def ddim_step(
     latents: Tensor, noise: Tensor, alpha: Tensor, next_alpha: Tensor, eta: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [] of one DDIM step from level ᾱ to the next (Song et al. 2021, Eq. 12 and 16):
     estimate z_0, then add back the next level's noise. With η = 0 the step is its mean.
     """
-    sigma = eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
+    sigma = step_noise(alpha, next_alpha, eta)
     clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     return next_alpha**0.5 * clean + (1 - next_alpha - sigma**2) ** 0.5 * noise, sigma

@@ -51,6 +51,11 @@ class Recipe(Section):
                 f"training.draft.noisings {self.training.draft.noisings} differentiates the last step alone; set "
                 f"editing.grad_steps {options.grad_steps} to 1, or noisings to 0"
             )
+        if objective == "ddpo" and (self.training.ddpo.learned_steps or 0) > options.steps:
+            raise ValueError(
+                f"training.ddpo.learned_steps {self.training.ddpo.learned_steps} is more than the chain's "
+                f"editing.steps {options.steps}; lower it, or set it to null for all"
+            )
         strength = options.strength if objective == "reward" else 1.0
         run = int(strength * options.steps)
         if run < options.grad_steps:

@@ -214,6 +214,11 @@ class Ddpo(Section):
     """Objective ddpo: policy gradient on the chain from pure noise, with clipped importance ratios (DDPO-IS)."""
 
     eta: float = Field(1.0, gt=0, le=1, description="Randomness of the DDIM steps that samples are drawn with.")
+    learned_steps: Positive | None = Field(
+        None,
+        description="Steps of the chain that are learned, those of most noise first; null: all. Steps of little noise "
+        "make the gradient noisy and hardly change the reward (docs/objectives.md).",
+    )
     clip_range: float = Field(1e-4, gt=0, description="A step's importance ratio is clipped to 1 ± this.")
     max_advantage: float = Field(5.0, gt=0, description="Advantages, in standard deviations, are clipped to ± this.")
     updates: Positive = Field(

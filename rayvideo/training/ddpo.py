@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -15,23 +17,33 @@ from rayvideo.training.sampling import Sampled, Sampler
 
 
 class Ddpo(Sampler):
-    """Samples with η > 0 and keeps the way; each pass goes over one step of it again, with a gradient."""
+    """Samples with η > 0 and keeps the way; each pass goes over one step of it again, with a gradient.
+
+    The gradient of a step's log-probability has a variance of the order 1/σ², and the less noise, the less a step can
+    do for the reward: `ddpo.learned_steps` leaves out the steps of least noise.
+    """
 
     def __init__(self, recipe: Recipe, model: VideoModel, unconditional: Tensor, clock: Clock) -> None:
         super().__init__(recipe, model, unconditional, clock)
+        options = recipe.training.ddpo
         self._levels = editing.levels(model.scheduler, self._grid)
+        sigmas = [editing.step_noise(now, then, options.eta).item() for now, then in pairwise(self._levels)]
         # A schedule that ends on ᾱ = 1 leaves nothing to chance in its last step, which then has no probability.
-        self.passes = len(self._grid) - int(self._levels[-1] >= 1)
-        self.updates = recipe.training.ddpo.updates
+        random = [number for number, sigma in enumerate(sigmas) if sigma > 0]
+        noisiest = sorted(random, key=lambda number: sigmas[number], reverse=True)[: options.learned_steps]
+        self._learned = sorted(noisiest)
+        self.passes = len(self._learned)
+        self.updates = options.updates
 
     def weigh(self, advantages: Tensor) -> Tensor:
         limit = self._recipe.training.ddpo.max_advantage
         return advantages.clamp(-limit, limit)
 
     def loss(self, sampled: Sampled, weights: Tensor, step: int, number: int) -> Tensor:
-        number %= self.passes  # each update goes over the whole chain
-        mean, sigma = self._transition(self._predict(sampled.clips), sampled.path[number], number)
-        log_probs = log_probability(sampled.path[number + 1], mean, sigma)
+        number %= self.passes  # each update goes over all learned steps
+        taken = self._learned[number]
+        mean, sigma = self._transition(self._predict(sampled.clips), sampled.path[taken], taken)
+        log_probs = log_probability(sampled.path[taken + 1], mean, sigma)
         return ddpo_loss(log_probs, sampled.log_probs[number], weights, self._recipe.training.ddpo.clip_range)
 
     def _sample(self, clips: Batch, own: list[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -40,7 +52,7 @@ class Ddpo(Sampler):
         for number in range(len(self._grid)):
             mean, sigma = self._transition(predict, path[-1], number)
             path.append(mean + sigma * editing.normal(mean.shape, own, mean.device))
-            if number < self.passes:
+            if number in self._learned:
                 log_probs.append(log_probability(path[-1], mean, sigma))
         return torch.stack(path), torch.stack(log_probs)
 

@@ -23,7 +23,7 @@ class Sampled(Edited):
     path: Tensor
     """Latents [T, B, C, F, h, w]: the way from pure noise to the sample, or only the sample, T = 1."""
     log_probs: Tensor
-    """Of each random step of the way, at most [T - 1, B]."""
+    """Of each step of the way that is learned, at most [T - 1, B]."""
 
 
 class Sampler(Rollout):

@@ -209,6 +209,24 @@ def test_ddpo_goes_over_the_very_steps_it_took(tiny_pipeline, table):
     run.engine.close()
 
 
+def test_ddpo_can_learn_the_noisiest_steps_alone(tiny_pipeline, table):
+    advantages, gradients = torch.tensor([1.0, -2.0, 1.0]), []
+    for learned in (None, 1):
+        recipe = recipe_for(tiny_pipeline, objective="ddpo", ddpo={"learned_steps": learned, "eta": 0.5})
+        model = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+        adapted = add_lora(model.denoiser, recipe.model.lora, seed=0)
+        # A schedule whose last step is the one of more noise, unlike the usual ones.
+        model.scheduler.alphas_cumprod[[501, 1]] = torch.tensor([0.5, 0.51])
+        model.scheduler.final_alpha_cumprod = torch.tensor(0.9)
+        policy = Ddpo(recipe, model, table.unconditional(), Clock(CPU))
+        sampled = policy(table.rows([0, 1, 2]), 1, 0)
+        loss = policy.loss(sampled, advantages, 1, policy.passes - 1)
+        gradients.append(torch.autograd.grad(loss, [w for n, w in adapted.named_parameters() if "lora_B" in n]))
+    assert policy.passes == len(sampled.log_probs) == 1
+    assert any(gradient.any() for gradient in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
+
+
 def test_a_schedule_that_ends_without_noise_has_no_probability_in_its_last_step(tiny_pipeline, table):
     recipe = recipe_for(tiny_pipeline, objective="ddpo")
     model = load_model(tiny_pipeline, parts=("denoiser", "vae"))

@@ -126,6 +126,10 @@ def test_a_judge_without_gradient_may_train_these(tiny_pipeline, tiny_judge, tmp
             r"training\.draft\.noisings 2 differentiates the last step alone; set editing\.grad_steps 2 to 1",
         ),
         (
+            {"training": {"objective": "ddpo", "batch_size": 2, "ddpo": {"learned_steps": 21}}},
+            r"training\.ddpo\.learned_steps 21 is more than the chain's editing\.steps 20; lower it",
+        ),
+        (
             {"training": {"objective": "ddpo", "batch_size": 1}},
             r"training\.objective 'ddpo' compares the samples of a step, but there is only one; raise",
         ),
