@@ -4,8 +4,9 @@
 
 Prints Markdown: methods × caption sets, the base first; each judge's mean score (the training judge is what was trained
 on, the others never were), ± the standard deviation over training seeds, and the gain over the base in standard
-deviations σ of the base's clips. All methods are evaluated on the same captions and noise, and train on the same clips
-or their captions. Each run leaves its scores and a picture of its clips in --out; runs that are there are not repeated.
+deviations σ of the base's clips; then each run's gain over all clips ± its standard error. All methods are evaluated on
+the same captions and noise, and train on the same clips or their captions. Each run leaves its scores and a picture of
+its clips in --out; runs that are there are not repeated.
 """
 
 from __future__ import annotations
@@ -188,11 +189,12 @@ def _picture(clips: dict[str, Tensor], file: Path) -> None:
 def _print(results: list[Result]) -> None:
     base = next(result for result in results if result.method == BASE)
     for judge, of_base in base.scores.items():
-        print(f"| {judge} | " + " | ".join(of_base) + " | steps |\n|---|" + "---|" * (len(of_base) + 1))
+        print(f"| {judge} | " + " | ".join(of_base) + " | each run | steps |\n|---|" + "---|" * (len(of_base) + 2))
         for method in dict.fromkeys(result.method for result in results):
             runs = [result for result in results if result.method == method]
             cells = [_cell([run.scores[judge][name] for run in runs], of_base[name]) for name in of_base]
-            print(f"| {method} | " + " | ".join(cells) + f" | {', '.join(str(run.steps) for run in runs)} |")
+            gains = ", ".join(_gain(run.scores[judge], of_base) for run in runs if run is not base)
+            print(f"| {method} | " + " | ".join(cells) + f" | {gains} | {', '.join(str(run.steps) for run in runs)} |")
         print()
 
 
@@ -207,6 +209,16 @@ def _cell(runs: list[list[float]], base: list[float]) -> str:
     spread = f" ± {statistics.stdev(means):.3f}" if len(means) > 1 else ""
     gain = (statistics.fmean(means) - statistics.fmean(base)) / statistics.stdev(base)
     return f"{statistics.fmean(means):.3f}{spread} ({gain:+.2f} σ)"
+
+
+def _gain(run: dict[str, list[float]], base: dict[str, list[float]]) -> str:
+    """Mean gain over all clips ± its standard error, each clip against the base's in σ of its set."""
+    gains = [
+        (after - before) / statistics.stdev(base[name])
+        for name in base
+        for after, before in zip(run[name], base[name], strict=True)
+    ]
+    return f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}"
 
 
 if __name__ == "__main__":
