@@ -12,6 +12,7 @@ decoder and judge of the same samples; then the same for the sum over the n nois
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +84,7 @@ def main() -> None:
         print(f"| learned_steps: {count} | | {_row(of_steps[:, noisiest[:count]].sum(1), truth)}")
 
 
-def _gradient(value: Tensor, weights: list[Tensor]) -> Tensor:
+def _gradient(value: Tensor, weights: Sequence[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(value, weights, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
