@@ -1,26 +1,24 @@
 """How much of DDPO's gradient is noise, chain step by chain step, on the untuned menagerie model; without Ray.
 
-    python benchmarks/policy_gradient.py --captions 24
+    python benchmarks/policy_gradient.py --captions 60
 
 Each caption's round of samples gives one gradient per step of the chain. Prints Markdown: the step's σ, the power of
 the rounds' noise over that of their common signal (about as many rounds must be averaged until both are equal; "-"
 where no signal was found), and the cosine of the rounds' mean with the pathwise gradient, which differentiates chain,
 decoder and judge of the same samples; then the same for the sum over the n noisiest steps
-(`training.ddpo.learned_steps`).
+(`training.ddpo.learned_steps`). A sample's reward is the plain mean of its frames' scores.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from rayvideo import editing
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
@@ -36,7 +34,7 @@ RECIPE = Path(__file__).parents[1] / "jobs/recipes/menagerie.yaml"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=24, help="rounds, each of another caption")
+    parser.add_argument("--captions", type=int, default=60, help="rounds, each of another caption")
     parser.add_argument("--samples", type=int, default=16, help="samples of a round")
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="steps of the chain (D)")
@@ -74,12 +72,10 @@ def main() -> None:
             rounds.append(torch.stack([-_gradient(loss, weights) for loss in losses]))
 
     of_steps, truth = torch.stack(rounds), torch.stack(pathwise).mean(0)
-    levels = editing.levels(model.scheduler, policy._grid)
-    sigmas = [editing.step_noise(now, then, recipe.training.ddpo.eta).item() for now, then in pairwise(levels)]
     print("| step | σ | noise / signal | cosine |\n|---|---|---|---|")
     for step in range(policy.passes):
-        print(f"| t = {policy._grid[step]} | {sigmas[step]:.3f} | {_row(of_steps[:, step], truth)}")
-    noisiest = sorted(range(policy.passes), key=lambda step: -sigmas[step])
+        print(f"| t = {policy._grid[step]} | {policy.noisiest[step]:.3f} | {_row(of_steps[:, step], truth)}")
+    noisiest = list(policy.noisiest)
     for count in range(1, policy.passes + 1):
         print(f"| learned_steps: {count} | | {_row(of_steps[:, noisiest[:count]].sum(1), truth)}")
 

@@ -30,8 +30,9 @@ class Ddpo(Sampler):
         sigmas = [editing.step_noise(now, then, options.eta).item() for now, then in pairwise(self._levels)]
         # A schedule that ends on ᾱ = 1 leaves nothing to chance in its last step, which then has no probability.
         random = [number for number, sigma in enumerate(sigmas) if sigma > 0]
-        noisiest = sorted(random, key=lambda number: sigmas[number], reverse=True)[: options.learned_steps]
-        self._learned = sorted(noisiest)
+        self.noisiest = {number: sigmas[number] for number in sorted(random, key=lambda n: sigmas[n], reverse=True)}
+        """Step of the chain -> its σ, those of most noise first."""
+        self._learned = sorted(list(self.noisiest)[: options.learned_steps])
         self.passes = len(self._learned)
         self.updates = options.updates
 
