@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ CASES: list[dict[str, Any]] = [
 ]
 OVERFLOW = 1
 """The step whose loss is too large for fp16: a lowered loss scale must survive, too."""
-# What Engine imports when it is first made; the server of the workers imports it once for all of them.
-PRELOADED = [__name__, "torch._inductor.compile_fx", "deepspeed.runtime.zero.stage3"]
+PATIENCE_S = 150
+"""Of a worker, which then says where it stands and ends; gloo would let it wait for a lost peer for half an hour."""
 
 
 def training_of(case: int) -> Training:
@@ -42,6 +42,7 @@ def training_of(case: int) -> Training:
 
 def train(rank: int, world: int, place: Path, first: int, source: Path | None) -> None:
     """One worker's `STEPS` steps of every case, saved in `place`; the first world's then go on to the end."""
+    faulthandler.dump_traceback_later(PATIENCE_S, exit=True)
     os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
@@ -83,16 +84,10 @@ def steps(engine: Engine, training: Training, first: int, last: int, outcome: Pa
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Where the workers of each world left their checkpoints and outcomes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # OpenMP's threads do not survive the server's forks
-        yield in_turn(tmp_path_factory)
-
-
-def in_turn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    # New interpreters: a fork takes over locks, but not the threads (jemalloc's, OpenMP's) that would release them.
+    context = multiprocessing.get_context("spawn")
     places: list[Path] = []
     for number, world in enumerate(WORLDS):
         place, source = tmp_path_factory.mktemp("world"), places[-1] if places else None
