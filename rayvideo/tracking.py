@@ -84,11 +84,40 @@ def tracking_uri(recipe: Recipe) -> str:
     return f"sqlite:///{Path(recipe.storage).absolute() / 'mlflow.db'}"
 
 
+def open_experiment(recipe: Recipe) -> tuple[str, str]:
+    """The tracking URI, and the id of the recipe's experiment there, which is made if it is new.
+
+    Raises:
+        RecipeError: as `tracking_uri` says.
+        TrackingError: nobody answers there; the experiment is deleted, or its artifacts are behind another address.
+    """
+    uri, name = tracking_uri(recipe), recipe.tracking.experiment
+    what = f"{_without_login(uri)}: experiment {name!r}"
+    client, database = _client(uri), _sqlite_file(uri)
+    try:
+        # A server knows where its artifacts go; those of a database file would land in the current directory.
+        client.create_experiment(name, (database.parent / "mlartifacts").as_uri() if database else None)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise TrackingError(f"{what} can't be opened: {_told(error, uri)}") from error
+    experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"{what} is deleted; restore it with `mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}`, or name another tracking.experiment"
+        )
+    _refuse_served(experiment.artifact_location, uri, what)
+    return uri, experiment.experiment_id
+
+
 def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
-    """Make a run, with the whole recipe as params and recipe.yaml, and git commit and library versions as tags."""
-    uri = tracking_uri(recipe)
+    """Make a run, with the whole recipe as params and recipe.yaml, and git commit and library versions as tags.
+
+    Raises:
+        UserError: as `open_experiment` says.
+    """
+    uri, experiment_id = open_experiment(recipe)
     client = _client(uri)
-    experiment_id = _experiment(client, recipe.tracking.experiment, uri)
     name = recipe.tracking.run_name or Path(run_folder).name
     tags = {
         "run_folder": str(run_folder),
@@ -109,13 +138,15 @@ def find_run(recipe: Recipe, run_id: str) -> RunRef:
     """A run that exists.
 
     Raises:
-        TrackingError: the recipe's server or database does not have it.
+        TrackingError: the recipe's server or database does not have it, or not its artifacts.
     """
     uri = tracking_uri(recipe)
+    what = f"{_without_login(uri)}: run {run_id}"
     try:
         run = _client(uri).get_run(run_id)
     except MlflowException as error:
-        raise TrackingError(f"{_without_login(uri)}: run {run_id} can't be read: {error}") from error
+        raise TrackingError(f"{what} can't be read: {_told(error, uri)}") from error
+    _refuse_served(run.info.artifact_uri, uri, what)
     return RunRef(uri, run.info.experiment_id, run_id)
 
 
@@ -290,16 +321,13 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    # A server knows where its artifacts go; those of a database file would land in the current directory.
-    database = _sqlite_file(uri)
-    try:
-        artifacts = database and (database.parent / "mlartifacts").as_uri()
-        return client.create_experiment(name, artifacts)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return client.get_experiment_by_name(name).experiment_id
+def _refuse_served(artifacts: str, uri: str, what: str) -> None:
+    """Refuse to go past a server, through its database, to what only the server can read and write."""
+    if urlsplit(artifacts).scheme == "mlflow-artifacts" and not _is_server(uri):
+        raise TrackingError(
+            f"{what} was made by an MLflow server, which alone reaches its artifacts ({artifacts}); name the server in "
+            "tracking.uri or MLFLOW_TRACKING_URI, or name another tracking.experiment"
+        )
 
 
 def _is_server(uri: str) -> bool:
@@ -320,6 +348,10 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
 def _without_login(uri: str) -> str:
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def _told(error: MlflowException, uri: str) -> str:
+    return str(error).replace(uri, _without_login(uri))
 
 
 def _shorten(value: Any) -> str:

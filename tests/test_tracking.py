@@ -14,7 +14,17 @@ from mlflow.exceptions import MlflowException
 
 from rayvideo.errors import RecipeError
 from rayvideo.recipe import Recipe, parse_recipe
-from rayvideo.tracking import RunRef, Tracker, TrackingError, create_run, find_run, run_url, tracking_uri, ui_command
+from rayvideo.tracking import (
+    RunRef,
+    Tracker,
+    TrackingError,
+    create_run,
+    find_run,
+    open_experiment,
+    run_url,
+    tracking_uri,
+    ui_command,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +180,35 @@ def test_runs_are_found_again(storage: Path) -> None:
     assert find_run(ours, ref.run_id) == ref
     with pytest.raises(TrackingError, match="run nosuchrun"):
         find_run(ours, "nosuchrun")
+
+
+def test_experiments_are_opened_again(storage: Path, ref: RunRef) -> None:
+    assert open_experiment(recipe(storage)) == (ref.uri, ref.experiment_id)
+
+
+def test_a_database_is_no_way_to_artifacts_behind_a_server(storage: Path, client: MlflowClient) -> None:
+    experiment = client.create_experiment("served", "mlflow-artifacts:/7")  # as a server with its defaults makes them
+    run = client.create_run(experiment).info.run_id
+    refusal = r"made by an MLflow server, which alone .*\(mlflow-artifacts:/7.*\); name the server in tracking\.uri or"
+    with pytest.raises(TrackingError, match=f"experiment 'served' was {refusal}"):
+        open_experiment(recipe(storage, experiment="served"))
+    with pytest.raises(TrackingError, match=f"run {run} was {refusal}"):
+        find_run(recipe(storage, experiment="served"), run)
+
+
+def test_a_deleted_experiment_is_named_with_its_mend(storage: Path, client: MlflowClient) -> None:
+    experiment = client.create_experiment("gone", (storage / "mlartifacts").as_uri())
+    client.delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=f"'gone' is deleted; .* restore --experiment-id {experiment}`, or name"):
+        create_run(recipe(storage, experiment="gone"), storage / "run")
+
+
+def test_a_server_that_does_not_answer_is_named(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    nobody = recipe(storage, uri="http://me:secret@127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"^http://127\.0\.0\.1:9: experiment '.*' can't be opened: ") as refusal:
+        open_experiment(nobody)
+    assert "secret" not in str(refusal.value)
 
 
 def test_where_runs_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
-from rayvideo.tracking import RunRef, Tracker, create_run, find_run, tracking_uri, versions
+from rayvideo.tracking import RunRef, Tracker, create_run, find_run, open_experiment, versions
 from rayvideo.training import folder as runs
 from rayvideo.training.attempts import attempts_of, note_lost
 from rayvideo.training.checkpoints import (
@@ -59,10 +59,10 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """
     started = time.monotonic()
     recipe = runs.named(recipe)
-    tracking_uri(recipe)  # refuses sqlite in a bucket, before clips are encoded
     folder = runs.folder_of(recipe)
     if not resume:
         runs.refuse_taken(recipe)
+        open_experiment(recipe)  # refuses where it can't log, before clips are encoded
         with only_driver(folder):
             return _train(recipe, recipe, None, "started", started)
     ref = find_run(recipe, runs.begun(recipe))
