@@ -20,6 +20,8 @@ from rayvideo.sections import Lora, Training
 from rayvideo.training.engine import Engine, supports_fp16
 from tests.training.network import Net
 
+pytestmark = pytest.mark.timeout(900)
+
 WORLDS = (2, 1, 4, 2)
 STEPS = 2
 """Of each of them."""
@@ -32,7 +34,7 @@ CASES: list[dict[str, Any]] = [
 ]
 OVERFLOW = 1
 """The step whose loss is too large for fp16: a lowered loss scale must survive, too."""
-PATIENCE_S = 150
+PATIENCE_S = 200
 """Of a worker, which then says where it stands and ends; gloo would let it wait for a lost peer for half an hour."""
 
 
