@@ -46,7 +46,6 @@ def train(rank: int, world: int, place: Path, first: int, source: Path | None) -
     """One worker's `STEPS` steps of every case, saved in `place`; the first world's then go on to the end."""
     faulthandler.dump_traceback_later(PATIENCE_S, exit=True)
     os.environ["LOCAL_RANK"] = str(rank)
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
     for case in range(len(CASES)):
         training, folder = training_of(case), place / str(case)
