@@ -62,8 +62,8 @@ start() {
     mkdir -p "$STATE" "$STORAGE"
     "$BIN/ray" get-auth-token --generate > /dev/null # ~/.ray/auth_token, unless it is there; Ray's tools read it by themselves
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # seven more processes, for features that are not used here
-    # Jobs write artifacts to the disk by themselves: what goes through a server can't be reached without it, as a job does
-    # that is started outside of this cluster, with the same storage.
+    # Jobs write artifacts to the disk themselves: one that is started without this cluster, on the same storage, could not
+    # reach what lies behind a server.
     launch mlflow "$BIN/mlflow" server --host 127.0.0.1 --port "$MLFLOW_PORT" --workers 1 \
         --backend-store-uri "sqlite:///$STORAGE/mlflow.db" --no-serve-artifacts --default-artifact-root "$STORAGE/mlartifacts"
     # Jobs inherit the variables from Ray, and their `python` is found on its path.

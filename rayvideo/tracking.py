@@ -103,8 +103,8 @@ def open_experiment(recipe: Recipe) -> tuple[str, str]:
     experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"{what} is deleted; restore it with `mlflow experiments restore --experiment-id "
-            f"{experiment.experiment_id}`, or name another tracking.experiment"
+            f"{what} is deleted; restore it with `MLFLOW_TRACKING_URI={_without_login(uri)} mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}`, or name another tracking.experiment"
         )
     _refuse_served(experiment.artifact_location, uri, what)
     return uri, experiment.experiment_id

@@ -199,7 +199,8 @@ def test_a_database_is_no_way_to_artifacts_behind_a_server(storage: Path, client
 def test_a_deleted_experiment_is_named_with_its_mend(storage: Path, client: MlflowClient) -> None:
     experiment = client.create_experiment("gone", (storage / "mlartifacts").as_uri())
     client.delete_experiment(experiment)
-    with pytest.raises(TrackingError, match=f"'gone' is deleted; .* restore --experiment-id {experiment}`, or name"):
+    restore = f"MLFLOW_TRACKING_URI=sqlite:///{storage}/mlflow.db mlflow experiments restore"
+    with pytest.raises(TrackingError, match=f"'gone' is deleted; .*`{restore} --experiment-id {experiment}`, or name"):
         create_run(recipe(storage, experiment="gone"), storage / "run")
 
 
