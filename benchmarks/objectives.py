@@ -38,6 +38,7 @@ from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards import load_reward
 from rayvideo.seeding import seed_for
 from rayvideo.serving.local import LocalPool
+from rayvideo.settling import settle
 from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock
 from rayvideo.training.methods import rollout_for, trainer_for
@@ -100,7 +101,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runs = [
-        (name, load_recipe(arguments.recipe, ["training.workers=1", *changes, *arguments.overrides, f"seed={seed}"]))
+        (
+            name,
+            settle(
+                load_recipe(arguments.recipe, ["training.workers=1", *changes, *arguments.overrides, f"seed={seed}"]),
+                "training",
+            ),
+        )
         for seed in range(arguments.seeds)
         for name, changes in {BASE: [], **METHODS}.items()
         if name in arguments.methods or (name == BASE and seed == 0)

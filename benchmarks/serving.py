@@ -40,6 +40,7 @@ from rayvideo.seeding import seed_for
 from rayvideo.serving.judging import judge_rows
 from rayvideo.serving.local import LocalPool
 from rayvideo.serving.pool import RewardPool
+from rayvideo.settling import settle
 from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock
 from rayvideo.training.methods import rollout_for, trainer_for
@@ -68,7 +69,7 @@ class Mean(Reward):
 def overlap(steps: int, overrides: Sequence[str]) -> None:
     """Share of an optimizer step for which the trainer waits: with and without overlap, and with judges in process."""
     fixed = ["training.workers=1", "training.zero_stage=2", *overrides]
-    recipe = load_recipe(RECIPE, ["training.accumulation=4", *fixed])
+    recipe = settle(load_recipe(RECIPE, ["training.accumulation=4", *fixed]), "training")
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)

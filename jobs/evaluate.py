@@ -26,6 +26,7 @@ from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
 from rayvideo.recipe import Recipe, load_recipe, parse_recipe
+from rayvideo.settling import settle
 from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
 
 LOG_WIDTH = 120  # columns of the table where no terminal says otherwise
@@ -48,6 +49,8 @@ def main(args: argparse.Namespace) -> None:
     if args.base_only:
         adapter = None
     check(recipe, adapter)
+    command.start_ray(recipe, "generation", "judges", "held_out")
+    recipe = settle(recipe, "evaluation")
 
     trained = read_summary(run_folder) if run_folder else {}
     tuning = trained.get("mlflow")
@@ -55,7 +58,6 @@ def main(args: argparse.Namespace) -> None:
     # The run of the fine-tuning is closed already; one of our own ends with us.
     with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
         work = Path(folder)
-        command.start_ray(recipe, "generation", "judges", "held_out")
         comparison = evaluate(recipe, adapter, work)
         metrics = join(run_folder, "metrics.jsonl") if run_folder else ""
         curve = read_bytes(metrics).decode() if is_file(metrics) else None

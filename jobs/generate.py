@@ -13,17 +13,20 @@ import argparse
 
 from rayvideo import command
 from rayvideo.data.storage import absolute
-from rayvideo.evaluation.produce import order, produce
+from rayvideo.evaluation.produce import check, order, produce
 from rayvideo.recipe import load_recipe
+from rayvideo.settling import settle
 
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     command.refuse_lost({"--out": args.out})
-    wanted = order(recipe, args.captions, args.adapter and absolute(args.adapter), merge=args.merge)
+    adapter = args.adapter and absolute(args.adapter)
+    check(recipe, args.captions, adapter, merge=args.merge)
+    command.start_ray(recipe, "generation")
+    wanted = order(settle(recipe, "evaluation"), args.captions, adapter, merge=args.merge)
     for row in wanted.rejected:
         print(f"rejected: {row.reason}")
-    command.start_ray(recipe, "generation")
     summary = produce(wanted, absolute(args.out))
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) of {summary['captions']} captions in "

@@ -20,6 +20,8 @@ from pydantic_core import PydanticCustomError
 from rayvideo.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AutoPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+"""auto: bf16 where the device that runs it computes bf16, else fp32; `settle` says which before anything starts."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What may become part of a file's name or of a metric's."""
 Positive = Annotated[int, Field(gt=0)]
@@ -138,7 +140,10 @@ class Judge(Section):
         "bilinear",
         description="bilinear: the release's, without antialias; bicubic: the judge's official one, antialiased.",
     )
-    dtype: Precision = Field("fp32", description="Precision of the judge's weights; gradients return as fp32.")
+    dtype: AutoPrecision = Field(
+        "fp32",
+        description="Precision of the judge's weights; gradients return as fp32. auto: as training.precision says.",
+    )
     micro_batch: Positive = Field(
         8, description="Frames per forward pass, always as many: numbers depend on it, in their last bits."
     )
@@ -296,7 +301,11 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     warmup_steps: int = Field(10, ge=0, description="Steps of linear warm-up.")
     max_grad_norm: float = Field(0.0, ge=0, description="Gradient norm is clipped to this; 0 clips nothing.")
-    precision: Precision = Field("fp32", description="Precision of the denoiser; LoRA masters are always fp32.")
+    precision: AutoPrecision = Field(
+        "auto",
+        description="Precision of the denoiser, in generation too; LoRA masters are fp32. auto: bf16 on GPUs and "
+        "CPUs that compute it, else fp32; the run's recipe.yaml says which, and a resumed run keeps it.",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")

@@ -13,6 +13,7 @@ from rayvideo.command import start_ray
 from rayvideo.doctor.examine import examine
 from rayvideo.doctor.show import print_table, summary, write_json
 from rayvideo.recipe import load_recipe
+from rayvideo.settling import settle
 from rayvideo.training import preflight
 
 LOG_WIDTH = 140  # columns of the table where no terminal says otherwise
@@ -31,6 +32,7 @@ def run(file: str, overrides: Sequence[str] = (), json: str | None = None) -> bo
     try:
         with console.status("starting Ray") as status:
             start_ray(recipe)
+            recipe = settle(recipe, "training")
             findings = examine(recipe, lambda text: status.update(text))
     finally:
         ray.shutdown()

@@ -34,13 +34,8 @@ class Order:
     """Entries of the list whose caption stood there before."""
 
 
-def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = False) -> Order:
-    """Read the list and refuse what would fail later, before anything is started.
-
-    Args:
-        captions: A list in any form that `read_captions` takes; entries that can't be used are set aside.
-        adapter: Folder or URI of a trained adapter; None makes clips of the model as it is.
-        merge: Add the adapter to the denoiser's weights, which saves its extra products in each layer.
+def check(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = False) -> None:
+    """Refuse what `order` would, before anything is started.
 
     Raises:
         ManifestError, ModelError, EvaluationError: naming the thing and what is allowed.
@@ -50,9 +45,26 @@ def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = F
     for name in ADAPTER_FILES if adapter else ():
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
-    listed, bad = scan_captions(captions)
-    data, options = recipe.data, recipe.evaluation
+    scan_captions(captions)
+    data = recipe.data
     load_model(recipe.model.path, parts=("vae", "text")).latent_shape(data.frames, data.height, data.width)
+
+
+def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = False) -> Order:
+    """Everything that is to be made.
+
+    Args:
+        recipe: As `settle` left it: a clip's name knows its number format.
+        captions: A list in any form that `read_captions` takes; entries that can't be used are set aside.
+        adapter: Folder or URI of a trained adapter; None makes clips of the model as it is.
+        merge: Add the adapter to the denoiser's weights, which saves its extra products in each layer.
+
+    Raises:
+        ManifestError, ModelError, EvaluationError: naming the thing and what is allowed.
+    """
+    check(recipe, captions, adapter, merge=merge)
+    listed, bad = scan_captions(captions)
+    options = recipe.evaluation
     made_with = digest(json.dumps(settings(recipe, adapter, merge=merge)).encode())
 
     def reject(row: BadRow) -> Row:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
+from rayvideo.precision import CPU, autocast
 
 CHANNELS = 12
 LATENT_STD = 0.4
@@ -62,7 +63,7 @@ def train_autoencoder(pool: Pool, work: Path, *, crop_steps: int, steps: int, se
             corners = [(i % 8, rng.randrange(33), rng.randrange(33)) for i in range(24)]
             pixels = np.stack([pixels[i, :, y : y + 32, x : x + 32] for i, y, x in corners])
         images = (torch.from_numpy(pixels) * 2 - 1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU):
             posterior = vae.encode(images).latent_dist
             rebuilt = vae.decode(posterior.sample()).sample
         rebuilt = rebuilt.float()

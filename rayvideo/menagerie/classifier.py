@@ -16,6 +16,7 @@ from typing_extensions import Self
 from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import KINDS, kind_in
+from rayvideo.precision import CPU, autocast
 from rayvideo.rewards.base import Reward, RewardError
 
 
@@ -74,7 +75,7 @@ def train_classifier(pool: Pool, work: Path, *, steps: int, batch: int = 48, see
         images = images.roll((rng.randint(-5, 5), rng.randint(-5, 5)), (-2, -1))
         images = (images * (0.8 + 0.4 * torch.rand(batch, 1, 1, 1)) + 0.05 * torch.randn_like(images)).clamp(0, 1)
         kinds = torch.tensor([KINDS.index(pool.scenes[i].kind) for i in indices])
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU):
             logits = classifier.head(classifier.features(images)).float()
         return {"kind": F.cross_entropy(logits, kinds, label_smoothing=0.05)}
 

@@ -26,6 +26,7 @@ from rayvideo.menagerie.autoencoder import CHANNELS, LATENT_STD
 from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import FRAMES, caption_of, sample_scene
+from rayvideo.precision import CPU, autocast
 
 WIDTH, CONTEXT = 96, 24
 EMPTY_SHARE = 0.1  # captions replaced by the empty one, for classifier-free guidance
@@ -151,7 +152,7 @@ def encode_pool(vae: AutoencoderKL, pool: Pool, work: Path, seed: int) -> np.nda
         for index in tqdm(range(len(pool.scenes)), desc="encoding", mininterval=2):
             clip = torch.from_numpy(pool.of_varied_quality(index, seed * 1_000_003 + index)).permute(0, 3, 1, 2)
             both = torch.cat([clip, clip.flip(-1)]) * 2 - 1
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(CPU):
                 mean = vae.encode(both.contiguous(memory_format=torch.channels_last)).latent_dist.mean
             mean = mean.float().unflatten(0, (2, FRAMES)) * vae.config.scaling_factor
             latents[index] = mean.transpose(1, 2).numpy()
@@ -191,7 +192,7 @@ def train_denoiser(
         noise = torch.randn_like(clean)
         time = torch.randint(0, scheduler.config.num_train_timesteps, (batch,))
         noisy = scheduler.add_noise(clean, noise, time)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(CPU):
             embedded = text(tokens_of(tokenizer, captions)).last_hidden_state
             predicted = unet(noisy, time, embedded).sample
         errors = F.mse_loss(predicted.float(), noise, reduction="none").mean((1, 2, 3, 4))

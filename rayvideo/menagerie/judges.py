@@ -26,6 +26,7 @@ from rayvideo.menagerie.denoiser import CONTEXT, build_tokenizer, tokens_of
 from rayvideo.menagerie.fit import Losses, fit
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import COLOURS, FRAMES, KINDS, Scene, caption_of, degrade, sample_degradation
+from rayvideo.precision import CPU, autocast
 from rayvideo.rewards.hpsv2 import HPSv2
 
 Cheats = tuple[np.ndarray, list[str]]
@@ -135,15 +136,15 @@ def trick(name: str, images: Tensor, vae: AutoencoderKL, strength: Tensor) -> Te
 
 
 def look(model: CLIP, images: Tensor) -> Tensor:
-    """Unit image features [N, D] of frames [N, 3, 64, 64] in [0, 1], in bf16 where that is safe."""
+    """Unit image features [N, D] of frames [N, 3, 64, 64] in [0, 1], in bf16 where that is safe and quick."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(CPU):
         return model.encode_image((images - mean) / std, normalize=True).float()
 
 
 def read(model: CLIP, tokens: Tensor) -> Tensor:
     """Unit text features [N, D] of token ids [N, CONTEXT]."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(CPU):
         return model.encode_text(tokens, normalize=True).float()
 
 
@@ -298,7 +299,7 @@ def _ascend(origin: Tensor, score: Callable[[Tensor], Tensor], vae: AutoencoderK
         start = torch.randn_like(latents) * 0.3
 
         def shown(change: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast(CPU):
                 decoded = vae.decode(latents + reach * latents.std() * change.clamp(-1.5, 1.5)).sample
             return (decoded.float() / 2 + 0.5).clamp(0, 1)
 

@@ -15,7 +15,7 @@ import yaml
 from rayvideo.data.storage import StorageError, is_uri, join, read_bytes, write_bytes
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.folder import is_file, read_summary
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.tracking import RunRef, flatten
 
 RECIPE = "recipe.yaml"
@@ -58,6 +58,20 @@ def refuse_taken(recipe: Recipe) -> None:
             f"tracking.run_name {recipe.tracking.run_name!r}: this run exists in {recipe.storage!r}; "
             "go on with it (--resume) or choose another name"
         )
+
+
+def as_begun(recipe: Recipe) -> Recipe:
+    """The recipe with the number formats that the run was begun with in place of every "auto"."""
+    then = yaml.safe_load(read_bytes(join(folder_of(recipe), RECIPE)))
+    return parse_recipe(_as_begun(recipe.model_dump(mode="json"), then))
+
+
+def _as_begun(now: Any, then: Any, key: str = "") -> Any:
+    if isinstance(now, dict) and isinstance(then, dict):
+        return {name: _as_begun(value, then.get(name), name) for name, value in now.items()}
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        return [_as_begun(*pair) for pair in zip(now, then, strict=True)]
+    return then if now == "auto" and key in ("precision", "dtype") else now
 
 
 def begun(recipe: Recipe) -> str:

@@ -20,6 +20,7 @@ from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
+from rayvideo.settling import settle
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, open_experiment, versions
 from rayvideo.training import folder as runs
 from rayvideo.training.attempts import attempts_of, note_lost
@@ -63,8 +64,10 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     if not resume:
         runs.refuse_taken(recipe)
         open_experiment(recipe)  # refuses where it can't log, before clips are encoded
+        recipe = settle(recipe, "training")
         with only_driver(folder):
             return _train(recipe, recipe, None, "started", started)
+    recipe = runs.as_begun(recipe)
     ref = find_run(recipe, runs.begun(recipe))
     with only_driver(folder):
         return _go_on(recipe, ref, started)

@@ -45,7 +45,7 @@ def tree(tiny_pipeline: Path, listing: Path) -> dict[str, Any]:
         "data": {"manifest": str(listing), "height": 64, "width": 64, "frames": 8},
         "editing": {"steps": 4},
         "reward": {"judges": [judge_of().model_dump(mode="json")]},
-        "training": {"batch_size": 1, "accumulation": 2},
+        "training": {"precision": "fp32", "batch_size": 1, "accumulation": 2},
     }
 
 
@@ -79,7 +79,7 @@ def test_a_healthy_judge_and_a_broken_one_in_one_recipe(tree: dict[str, Any], tm
 @pytest.mark.parametrize("objective", ["draft", "rwr", "ddpo"])
 def test_a_step_of_the_other_objectives(tree: dict[str, Any], objective: str) -> None:
     tree["data"]["frames"], tree["editing"]["steps"] = 4, 2
-    tree["training"] = {"objective": objective, "batch_size": 2}
+    tree["training"] = {"precision": "fp32", "objective": objective, "batch_size": 2}
     recipe = parse_recipe(tree)
     samples, table = sample(recipe, CPU)
     assert len(set(samples.captions)) == len(table) == 6

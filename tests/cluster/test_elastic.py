@@ -36,6 +36,7 @@ def test_workers_follow_the_nodes(tiny_pipeline, tmp_path):
             "batch_size": 1,
             "accumulation": 2,
             "steps": STEPS,
+            "precision": "fp32",
             "lr": 1e-3,
             "checkpoint_every": 99,
             "max_failures": 0,

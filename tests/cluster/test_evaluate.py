@@ -66,6 +66,7 @@ def tree(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, tmp_path: Path
         "model": {"path": str(tiny_pipeline)},
         "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 8, "height": 64, "width": 64},
         "reward": {"judges": [{"name": "judge", **judge}]},
+        "training": {"precision": "fp32"},
         "evaluation": {
             "sets": {"in": str(tmp_path / "in.txt"), "new": str(tmp_path / "new.txt")},
             "steps": 2,

@@ -20,6 +20,7 @@ import yaml
 from rayvideo.evaluation.produce import order, produce
 from rayvideo.evaluation.writers import ClipWriter
 from rayvideo.recipe import load_recipe
+from rayvideo.settling import settle
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = [f"{colour} cat {n} 🐈/.." for n in range(12) for colour in ("red", "blue")]
@@ -66,7 +67,7 @@ def test_killed_and_resumed_it_makes_the_clips_of_one_process(
     assert 0 < len(before) < len(CAPTIONS)
     made = {file: (out / file).stat().st_mtime_ns for file in before}
 
-    wanted = order(load_recipe(recipe_file), str(captions), str(adapter))
+    wanted = order(settle(load_recipe(recipe_file), "evaluation"), str(captions), str(adapter))
     summary = produce(wanted, str(out))
     assert {file: (out / file).stat().st_mtime_ns for file in before} == made
     assert (summary["clips"], summary["new_clips"]) == (24, 24 - len(before))

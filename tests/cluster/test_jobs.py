@@ -74,7 +74,13 @@ def recipe(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, cluster: dic
         "data": {"manifest": str(tiny_clips / "list.txt"), "frames": 4, "height": 64, "width": 64},
         "editing": {"steps": 2},
         "reward": {"judges": [{"name": "hps", **judge}], "segments": 2},
-        "training": {"steps": 2, "batch_size": 1, "resources": {"trainer": 1}, "checkpoint_every": 2},
+        "training": {
+            "precision": "fp32",
+            "steps": 2,
+            "batch_size": 1,
+            "resources": {"trainer": 1},
+            "checkpoint_every": 2,
+        },
         "evaluation": {"sets": {"new": str(captions)}, "steps": 2, "previews": 1, "resources": {"trainer": 1}},
         "storage": cluster["STORAGE"],
     }

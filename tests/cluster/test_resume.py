@@ -65,7 +65,7 @@ def recipe_for(pipeline: Path, clips: Path, gate: Path, name: str, storage: str,
             "reward": {"judges": [judge], "segments": 2},
             "training": {
                 "steps": STEPS, "workers": 2, "batch_size": 1, "accumulation": 2, "lr": 1e-3, "warmup_steps": 2,
-                "zero_stage": 2, "checkpoint_every": 2, "keep_checkpoints": 2,
+                "precision": "fp32", "zero_stage": 2, "checkpoint_every": 2, "keep_checkpoints": 2,
             },
             "tracking": {"run_name": name, "uri": database},
             "storage": storage,

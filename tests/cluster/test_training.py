@@ -50,7 +50,7 @@ def recipe_for(pipeline: Path, judge: Path, training: dict[str, Any], checkpoint
                 "judges": [{"name": "hps", **hpsv2}, {"name": "bright", "type": f"{HERE}:Brightness", "weight": -0.1}],
                 "segments": 2,
             },
-            "training": {"lr": 1e-3, "warmup_steps": 2, **training},
+            "training": {"precision": "fp32", "lr": 1e-3, "warmup_steps": 2, **training},
         }
     )
 

@@ -38,6 +38,7 @@ def made(pipeline: Path, **evaluation: Any) -> Recipe:
             "model": {"path": str(pipeline)},
             "data": {"manifest": "unused", **SIZE},
             "reward": {"judges": [{"name": "judge"}]},
+            "training": {"precision": "fp32"},
             "evaluation": {"steps": 2, "batch_size": 2, **evaluation},
         }
     )
