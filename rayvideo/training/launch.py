@@ -8,6 +8,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import ray
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 
@@ -41,6 +42,7 @@ from rayvideo.training.lock import only_driver
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.retention import Retention
+from rayvideo.training.work import work
 
 logger = logging.getLogger(__name__)
 
@@ -187,9 +189,9 @@ def _attempt(plan: Plan) -> None:
     workers = options.workers
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would mean something else in workers
     trainer = Trainer(
-        _work,
+        work,
         sizes=options.sizes,
-        train_loop_config={"plan": plan},
+        train_loop_config={"plan": ray.put(plan)},
         torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(workers.min, workers.max) if workers.elastic else workers.max,
@@ -213,12 +215,6 @@ def _attempt(plan: Plan) -> None:
         trainer.fit()
     except ControllerError as error:
         raise (error.controller_failure if isinstance(error.controller_failure, UserError) else error) from None
-
-
-def _work(config: dict[str, Any]) -> None:
-    from rayvideo.training.loop import train  # the driver can do without DeepSpeed, whose import takes seconds
-
-    train(config)
 
 
 def _finish(

@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from tempfile import gettempdir
 from threading import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
@@ -61,14 +61,15 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
     Raises:
         CheckpointError: on rank 0; all checkpoints are damaged or of another run.
     """
-    start = None
+    start: tuple[Any, ...] | None = None
     if rank == 0:
         good, refused = newest_good(plan.run_folder, plan.tracking.run_id)
         put_away(plan.run_folder, refused)
         step = good.step if good else 0
         reasons = [one.why for one in refused]
         attempt = begin_attempt(plan.run_folder, plan.call, plan.why, step, workers, reasons)
-        start = Start(step, attempt.number, uuid.uuid4().hex[:8], str(attempt))
+        # Plain, because Ray Train's actor in between reads it: for a `Start` that would import this file and torch.
+        start = (step, attempt.number, uuid.uuid4().hex[:8], str(attempt))
     return Start(*broadcast_from_rank_zero(start))
 
 

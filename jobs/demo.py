@@ -1,0 +1,42 @@
+"""The whole way on one recipe: prepare, fine-tune, evaluate. Each is the job of that name, run as it is printed.
+
+    python jobs/demo.py --recipe jobs/recipes/menagerie-demo.yaml tracking.run_name=demo
+
+They share a process and its Ray, whose start takes longer than some of the work. Latents go to <storage>/<run>-latents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+from rayvideo import command
+from rayvideo.data.storage import join
+from rayvideo.recipe import load_recipe
+from rayvideo.training.folder import named
+
+HERE = Path(__file__).parent
+
+
+def main(args: argparse.Namespace) -> None:
+    recipe = named(load_recipe(args.recipe, args.overrides))
+    run, latents = recipe.tracking.run_name, join(recipe.storage, f"{recipe.tracking.run_name}-latents")
+    given = ["--recipe", args.recipe, *args.overrides, f"tracking.run_name={run}"]
+    command.start_ray(recipe)
+    job("prepare", *given, "--out", latents)
+    job("finetune", *given, "data.manifest=null", f"data.prepared={latents}")
+    job("evaluate", *given)
+
+
+def job(name: str, *words: str) -> None:
+    """Run jobs/`name`.py as its command line would."""
+    sys.argv = [str(HERE / f"{name}.py"), *words]
+    print(f"\n$ python jobs/{name}.py {shlex.join(words)}", flush=True)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    command.run(main, command.recipe_arguments(__doc__ or ""))
