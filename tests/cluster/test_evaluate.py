@@ -160,7 +160,7 @@ def test_the_job_fills_the_run_folder_and_the_run(
     ]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
 
     for words in ("base", "tuned", "judge", "(held-out)", "±", f"Report: {run}/report/index.html", "mlflow ui"):

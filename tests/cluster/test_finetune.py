@@ -32,7 +32,7 @@ from rayvideo.training import launch
 from rayvideo.training.launch import finetune
 from rayvideo.training.preflight import check
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 STEPS = 4
 

@@ -136,7 +136,6 @@ def test_the_judges_gradient_makes_clips_brighter(tiny_pipeline, table, training
     run.engine.close()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("training", "steps"),
     [
