@@ -21,6 +21,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
+    preflight.check_place(recipe, resume=args.resume)
     command.start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
     summary = finetune(recipe, resume=args.resume)
     for judge, score in summary["scores"].items():

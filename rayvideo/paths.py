@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -12,7 +13,7 @@ from rayvideo.errors import UserError
 
 VARIABLE = re.compile(r"(?:^|/)\$[A-Za-z_]")
 """A part of a path that begins like an environment variable."""
-LOGIN = re.compile(r"://[^:/?#@]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
+LOGIN = re.compile(r"://([^:/?#@]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@)")
 """A name, or a name and a password, in an address; a password may hold what ends a host elsewhere: `/`, `?`, `#`."""
 SECRET = re.compile(r"([?&][^=&#]*(?:pass|pwd|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
 
@@ -65,6 +66,17 @@ def argument(path: str) -> str:
         raise PathError(f"{path!r}: {error}") from None
 
 
+def path_argument(path: str) -> Path:
+    """`argument` of what can't be a URI."""
+    return Path(argument(path))
+
+
 def without_login(uri: str) -> str:
     """An address as others may see it: no name and password ahead of the host, no secrets among its parameters."""
-    return SECRET.sub(r"\1***", LOGIN.sub("://", uri, count=1))
+    return without_login_of(uri, uri)
+
+
+def without_login_of(uri: str, text: str) -> str:
+    """A text that may quote an address, without the login of that."""
+    login = LOGIN.search(uri)
+    return SECRET.sub(r"\1***", text.replace(login[1], "") if login else text)

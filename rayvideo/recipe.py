@@ -8,7 +8,7 @@ a recipe goes whole into MLflow and summary.json, where environment variables ha
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except RecipeError:
         raise
     except UNREADABLE as error:
-        raise RecipeError(f"recipe {str(path)!r} can't be read: {error}") from error
+        raise RecipeError(f"recipe {str(path)!r} can't be read: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections")
     return _parse({str(key): value for key, value in tree.items()}, typed)
@@ -113,10 +113,10 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     return _parse(tree, {})
 
 
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a recipe's tree by dotted key, as overrides write them: `reward.judges.0.name`.
+def leaves(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """What a recipe's tree holds, each with the keys and places in lists that lead there.
 
-    Lists of plain values, and empty sections, are leaves.
+    Lists of plain values, and empty sections, are held whole.
     """
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
@@ -124,9 +124,14 @@ def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
         children = enumerate(tree)
     if not children:
-        yield prefix, tree
+        yield path, tree
     for key, value in children:
-        yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        yield from leaves(value, (*path, key))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as overrides write it: `reward.judges.0.name`."""
+    return ".".join(map(str, path))
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def _override(config: Any, override: str) -> str:
         _check_text(key, value)
         _plain(apply(config, Recipe, key, value), tuple(key.split(".")))
     except (RecipeError, *UNREADABLE) as error:
-        raise RecipeError(f"override {_shown(override)}: {error}") from error
+        raise RecipeError(f"override {_shown(override)}: {_one_line(error)}") from error
     return key
 
 
@@ -157,7 +162,7 @@ def _parse(tree: Mapping[str, Any], typed: Mapping[str, str]) -> Recipe:
         # JSON mode with strict types: "3" is not a number and true is not 1, yet lists may become tuples.
         return Recipe.model_validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e, typed) for e in error.errors())) from None
+        raise RecipeError("\n".join(_explain(e, typed) for e in _innermost(error.errors()))) from None
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
@@ -201,11 +206,26 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _innermost(errors: Sequence[Any]) -> list[Any]:
+    """Without those of a list or section that only follow from what is wrong inside it."""
+    places = [error["loc"] for error in errors]
+    return [e for e in errors if not any(len(p) > len(e["loc"]) and p[: len(e["loc"])] == e["loc"] for p in places)]
+
+
 def _explain(error: Any, typed: Mapping[str, str]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
-    overrides = [override for name, override in typed.items() if f"{key}.".startswith(f"{name}.")]
-    return (f"override {_shown(overrides[-1])}: " if overrides else "") + _fault(error, path, key)
+    guilty = [override for name, override in typed.items() if _meets(f"{key}.", f"{name}.")]
+    return (f"override {_shown(guilty[-1])}: " if path and guilty else "") + _fault(error, path, key)
+
+
+def _meets(key: str, other: str) -> bool:
+    """Whether one of two dotted keys lies in what the other names."""
+    return key.startswith(other) or other.startswith(key)
 
 
 def _fault(error: Any, path: list[str], key: str) -> str:
