@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def argument(path: str) -> str:
 
 
 def path_argument(path: str) -> Path:
-    """`argument` of what can't be a URI."""
-    return Path(argument(path))
+    """`argument` of what can't be a URI, for tools where argparse itself says what is wrong."""
+    try:
+        return Path(expand(path))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def without_login(uri: str) -> str:

@@ -105,7 +105,8 @@ def _refuse_changed(name: str, then: Recipe, now: Recipe) -> None:
     """Refuse another value of an option that the numbers depend on."""
     old, new = dict(leaves(shareable(then))), dict(leaves(shareable(now)))
     for key, path in sorted((dotted(path), path) for path in old.keys() | new.keys()):
-        if (path in old, old.get(path)) != (path in new, new.get(path)) and not key.startswith(MAY_CHANGE):
+        same = path in old and path in new and json.dumps(old[path]) == json.dumps(new[path])  # True is not 1
+        if not same and not key.startswith(MAY_CHANGE):
             was, would_be = (f"with {tree[path]!r}" if path in tree else "without it" for tree in (old, new))
             raise RecipeError(f"{key}: run {name!r} was begun {was}, and can't be resumed {would_be}")
 
