@@ -80,7 +80,7 @@ def _checked(key: str, uri: str) -> str:
 
 def _has_host(uri: str) -> bool:
     try:
-        return urlsplit(uri).port is None or bool(urlsplit(uri).hostname)
+        return urlsplit(uri).port != 0 and bool(urlsplit(uri).hostname)
     except ValueError:
         return False
 
