@@ -28,8 +28,8 @@ from rayvideo.tracking.address import ALLOWED, is_server, sqlite_file
 PATIENCE_S = 10
 """Seconds within which a server or a database must answer."""
 SIGNATURE = b"SQLite format 3\0"
-DRIVERS = {"postgresql": "psycopg2-binary", "mysql": "mysqlclient", "mssql": "pyodbc"}
-"""Database -> package of the driver that it is reached with, unless the address names another."""
+PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Module of a database's driver -> the package that brings it, where that is called otherwise."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_SHOWN = 200
 """Characters of an answer in a message."""
@@ -55,7 +55,7 @@ def connect(uri: str) -> MlflowClient:
             with _made_once(database):
                 _check_database(uri)
                 return MlflowClient(tracking_uri=uri)
-        elif "://" in uri and make_url(uri).get_backend_name() in DRIVERS:
+        elif "://" in uri and make_url(uri).get_backend_name() in PORTS:
             quiet()
             _call(make_url(uri))
             _check_database(uri)
@@ -107,7 +107,8 @@ def _call(url: URL) -> None:
     try:
         create_engine(url).dispose()
     except ImportError as error:
-        raise AccessError(f"its driver is not installed ({error}); pip install {DRIVERS[kind]}") from error
+        package = PACKAGES.get(str(error.name), error.name)
+        raise AccessError(f"its driver is not installed ({error}); pip install {package}") from error
     if url.host:
         try:
             socket.create_connection((url.host, url.port or PORTS[kind]), timeout=PATIENCE_S).close()
