@@ -450,6 +450,8 @@ class Evaluation(Section):
 class Tracking(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="Tracking server; default MLFLOW_TRACKING_URI, else sqlite in storage.")
+    uri: str | None = Field(
+        None, description="Server or database; default MLFLOW_TRACKING_URI, else sqlite in storage."
+    )
     experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
     run_name: Name | None = Field(None, description="Name of run and run folder (default: date and time).")
