@@ -42,8 +42,15 @@ def tracking_uri(recipe: Recipe) -> str:
 
 
 def database_in(storage: str) -> str:
-    """The address of the database in a local folder."""
-    return _sqlite("storage", URL.create("sqlite", database=str(Path(storage) / "mlflow.db")))
+    """The address of the database in a local folder.
+
+    Raises:
+        RecipeError: this release of SQLAlchemy can't write it down.
+    """
+    try:
+        return _sqlite(URL.create("sqlite", database=str(Path(storage).absolute() / "mlflow.db")))
+    except ValueError as error:
+        raise RecipeError(f"storage {storage!r}: {error}") from error
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -70,7 +77,10 @@ def _checked(key: str, uri: str) -> str:
         raise RecipeError(f"{shown}: the name of that kind of database is postgresql://…")
     if scheme.partition("+")[0] == "sqlite":
         try:
-            return _sqlite(key, make_url(uri))
+            url = make_url(uri)
+            if url.host or url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
+                raise ValueError(f"it needs the path of a file, absolute ones after four slashes; name {ALLOWED}")
+            return _sqlite(url.set(database=expand(str(url.database))))
         except (ArgumentError, ValueError) as error:
             raise RecipeError(f"{shown}: {error}") from error
     if is_server(uri) and not _has_host(uri):
@@ -85,22 +95,23 @@ def _has_host(uri: str) -> bool:
         return False
 
 
-def _sqlite(key: str, url: URL) -> str:
+def _sqlite(url: URL) -> str:
     """The address of a database file, with an absolute path, as SQLAlchemy reads it.
 
     MLflow makes the folder of an address that begins with `sqlite:///`, but takes its escapes for letters of the
     name. So those that need escapes are written with their driver, and the folder is ours to make.
+
+    Raises:
+        ValueError: this release of SQLAlchemy can't read it so.
     """
-    if url.host or url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
-        raise RecipeError(f"{key}: sqlite needs the path of a file, absolute ones after four slashes; name {ALLOWED}")
-    path = str(Path(expand(str(url.database))).absolute())
+    path = str(Path(str(url.database)).absolute())
     if not {"%", "?"} & set(path):
         _, mark, query = url.render_as_string().partition("?")
         return f"sqlite:///{path}{mark}{query}"
     written = url.set(drivername="sqlite+pysqlite", database=path).render_as_string()
     if make_url(written).database != path:
-        raise RecipeError(
-            f"{key}: this release of SQLAlchemy finds no database in a folder with '?' in its name, {path!r}; rename "
-            f"it, or name an MLflow server in {OPTION} or {VARIABLE}"
+        raise ValueError(
+            f"this release of SQLAlchemy finds no database in a folder with '?' in its name, {path!r}; rename it, or "
+            f"name an MLflow server in {OPTION} or {VARIABLE}"
         )
     return written

@@ -32,6 +32,7 @@ from rayvideo.tracking import tracking_uri
 from rayvideo.training import launch
 from rayvideo.training.launch import finetune
 from rayvideo.training.preflight import check
+from tests.odd import ODD
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 
@@ -40,7 +41,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storage") / "a #1 50% b?"  # letters that mean something in URIs
+    folder = tmp_path_factory.mktemp("storage") / ODD
     folder.mkdir()
     (folder / "captions.txt").write_text("red ball\n")
     return folder

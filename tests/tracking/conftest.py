@@ -8,6 +8,7 @@ import pytest
 
 from rayvideo.recipe import parse_recipe
 from rayvideo.tracking import open_experiment
+from tests.odd import ODD
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One database for all tests: a new one takes seconds."""
-    folder = tmp_path_factory.mktemp("storage") / "a #1 50% b? %20c"
+    folder = tmp_path_factory.mktemp("storage") / ODD
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         open_experiment(
