@@ -14,7 +14,7 @@ from rayvideo.errors import UserError
 
 VARIABLE = re.compile(r"(?:^|/)\$[A-Za-z_]")
 """A part of a path that begins like an environment variable."""
-LOGIN = re.compile(r"://([^:/?#@]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@)")
+LOGIN = re.compile(r"://([^:/?#@]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@(?:[^/?#@]*@)*)")
 """A name, or a name and a password, in an address; a password may hold what ends a host elsewhere: `/`, `?`, `#`."""
 SECRET = re.compile(r"([?&][^=&#]*(?:pass|pwd|secret|token)[^=&#]*=)[^&#]*", re.IGNORECASE)
 

@@ -23,14 +23,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rayvideo.locking import locked
 from rayvideo.paths import without_login, without_login_of
-from rayvideo.tracking.address import ALLOWED, is_server, sqlite_file
+from rayvideo.tracking.address import ALLOWED, PORTS, is_server, sqlite_file
 
 PATIENCE_S = 10
 """Seconds within which a server or a database must answer."""
 SIGNATURE = b"SQLite format 3\0"
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Module of a database's driver -> the package that brings it, where that is called otherwise."""
-PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_SHOWN = 200
 """Characters of an answer in a message."""
 
@@ -55,7 +54,7 @@ def connect(uri: str) -> MlflowClient:
             with _made_once(database):
                 _check_database(uri)
                 return MlflowClient(tracking_uri=uri)
-        elif "://" in uri and make_url(uri).get_backend_name() in PORTS:
+        elif re.split(r"\+|://", uri)[0] in PORTS:
             quiet()
             _call(make_url(uri))
             _check_database(uri)

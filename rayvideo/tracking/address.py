@@ -18,6 +18,8 @@ from rayvideo.recipe import Recipe
 
 OPTION, VARIABLE = "tracking.uri", "MLFLOW_TRACKING_URI"
 ALLOWED = "a server such as http://host:5000, or a database such as sqlite:////data/mlflow.db"
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Databases that MLflow uses besides sqlite -> where they listen, unless the address says otherwise."""
 BY_NAME = ("databricks", "databricks-uc", "uc")
 """Addresses that MLflow knows without `://`."""
 
@@ -73,9 +75,10 @@ def _checked(key: str, uri: str) -> str:
             f"{shown} is a folder of files, in which MLflow keeps no runs any more; name {ALLOWED} (`mlflow "
             "migrate-filestore` moves old runs there)"
         )
-    if scheme.partition("+")[0] == "postgres":
+    kind = scheme.partition("+")[0]
+    if kind == "postgres":
         raise RecipeError(f"{shown}: the name of that kind of database is postgresql://…")
-    if scheme.partition("+")[0] == "sqlite":
+    if kind == "sqlite":
         try:
             url = make_url(uri)
             if url.host or url.database in (None, "", ":memory:") or str(url.database).startswith("file:"):
@@ -83,15 +86,18 @@ def _checked(key: str, uri: str) -> str:
             return _sqlite(url.set(database=expand(str(url.database))))
         except (ArgumentError, ValueError) as error:
             raise RecipeError(f"{shown}: {error}") from error
-    if is_server(uri) and not _has_host(uri):
+    if (is_server(uri) or kind in PORTS) and not _is_whole(uri):
         raise RecipeError(f"{shown} names no host, or a port that is no number; name {ALLOWED}")
     return uri
 
 
-def _has_host(uri: str) -> bool:
+def _is_whole(uri: str) -> bool:
+    """Whether the host and the port of a server can be told; a database may be on this machine, without either."""
     try:
-        return urlsplit(uri).port != 0 and bool(urlsplit(uri).hostname)
-    except ValueError:
+        if is_server(uri):
+            return urlsplit(uri).port != 0 and bool(urlsplit(uri).hostname)
+        return bool(make_url(uri))
+    except (ArgumentError, ValueError):
         return False
 
 

@@ -100,16 +100,17 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "package"),
+    ("kind", "module", "package"),
     [
-        ("postgresql://me:secret@127.0.0.1:9/runs", "psycopg2-binary"),
-        ("mysql://me:secret@127.0.0.1:9/runs", "mysqlclient"),
+        ("postgresql+psycopg", "psycopg", "'psycopg[binary]'"),
+        ("postgresql+psycopg2", "psycopg2", "psycopg2-binary"),
+        ("mysql", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql", "pymysql", "pymysql"),
     ],
 )
-def test_a_driver_that_is_not_installed(uri: str, package: str) -> None:
-    told = refusal_of(uri)
-    assert told.startswith("its driver is not installed (No module named '")
-    assert told.endswith(f"; pip install {package}")
+def test_a_driver_that_is_not_installed(kind: str, module: str, package: str) -> None:
+    told = refusal_of(f"{kind}://me:secret@127.0.0.1:9/runs")
+    assert told == f"its driver is not installed (No module named '{module}'); pip install {package}"
 
 
 def test_kinds_of_databases_that_mlflow_does_not_know() -> None:

@@ -34,6 +34,7 @@ def recipe(uri: str | None = None, storage: str = "runs") -> Recipe:
         ("http://:5000", "names no host"),
         ("https://", "names no host"),
         ("http://me:secret@host:port", "'http://host:port' names no host, or a port that is no number"),
+        ("postgresql://me:secret@host:port/runs", "names no host, or a port that is no number"),
         ("sqlite://", "'sqlite://': it needs the path of a file"),
         ("sqlite:///:memory:", "needs the path of a file"),
         ("sqlite://runs/mlflow.db", "needs the path of a file, absolute ones after four slashes"),

@@ -225,6 +225,7 @@ def test_logins_stay_private(tmp_path: Path, ref: RunRef) -> None:
     ("uri", "shown"),
     [
         ("postgresql://me:s/e?c#r@host:5432/runs", "postgresql://host:5432/runs"),
+        ("postgresql://me:p@ss@host/runs", "postgresql://host/runs"),
         ("postgresql+psycopg2://me@host/runs", "postgresql+psycopg2://host/runs"),
         (
             "postgresql://host/runs?user=me&password=secret&sslmode=require",
