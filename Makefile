@@ -7,6 +7,8 @@ READY := .venv/.ready
 STORAGE := runs
 DEMO := jobs/recipes/menagerie-demo.yaml
 PORT ?= 5000
+# Recipes read it as "$$STORAGE": a path may hold whatever make or the shell would take for something else.
+export STORAGE
 
 .PHONY: help .venv clips demo test test-slow test-hpsv2 lint types format ui cluster cluster-stop constraints clean
 .DEFAULT_GOAL := help
@@ -18,19 +20,19 @@ help:  ## list the targets
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10-3.13 found: install one, or name it: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) --version) (some minutes the first time)"
+	@echo "Making .venv with $$("$(PYTHON)" --version) (some minutes the first time)"
 	@# Some distributions ship Python without ensurepip; there the machine's pip puts one into .venv.
-	$(PYTHON) -m venv .venv || { $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	"$(PYTHON)" -m venv .venv || { "$(PYTHON)" -m venv --without-pip .venv && "$(PYTHON)" -m pip --python $(BIN)/python install pip; }
 	$(BIN)/python -m pip install $(if $(CI),--quiet) --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 clips: $(READY)  ## draw the menagerie's clips, which its recipes name; those already there are kept
-	$(BIN)/python -m rayvideo.menagerie.clips --out $(STORAGE)/menagerie/clips
+	$(BIN)/python -m rayvideo.menagerie.clips --out "$$STORAGE"/menagerie/clips
 
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: clips  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
-	$(BIN)/python jobs/prepare.py --recipe $(DEMO) --out $(STORAGE)/$(RUN)-latents
-	$(BIN)/python jobs/finetune.py --recipe $(DEMO) tracking.run_name=$(RUN) data.manifest=null data.prepared=$(STORAGE)/$(RUN)-latents
+	$(BIN)/python jobs/prepare.py --recipe $(DEMO) --out "$$STORAGE"/$(RUN)-latents
+	$(BIN)/python jobs/finetune.py --recipe $(DEMO) tracking.run_name=$(RUN) data.manifest=null data.prepared="$$STORAGE"/$(RUN)-latents
 	$(BIN)/python jobs/evaluate.py --recipe $(DEMO) tracking.run_name=$(RUN)
 
 test: lint types  ## everything that must pass: ruff, mypy, all tests but the slow ones
@@ -59,8 +61,8 @@ format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 ui: $(READY)  ## open the runs in MLflow, on this machine only
-	@mkdir -p $(STORAGE)
-	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///$(CURDIR)/$(STORAGE)/mlflow.db
+	database=$$($(BIN)/python -m rayvideo.tracking "$$STORAGE") && \
+		$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri "$$database"
 
 cluster: $(READY)  ## start a Ray cluster and MLflow on this machine, to submit jobs to (docs/clusters.md)
 	cluster/local.sh start

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,6 +22,7 @@ from rayvideo.menagerie.judges import load_judge
 from rayvideo.menagerie.quality import generate, score
 from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import load_model
+from rayvideo.paths import path_argument
 
 MODES: tuple[Literal["straight_through", "hard"], ...] = ("straight_through", "hard")
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="clips per step")
     parser.add_argument("--clips", type=int, default=64, help="clips to train on")
     parser.add_argument("--captions", type=int, default=48, help="in-domain captions that are evaluated")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the menagerie's weights")
+    parser.add_argument("--weights", type=path_argument, default=WEIGHTS, help="folder of the menagerie's weights")
     arguments = parser.parse_args()
 
     pipeline = arguments.weights / "pipeline"

@@ -33,6 +33,7 @@ from rayvideo.menagerie.quality import JUDGED, score
 from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora
+from rayvideo.paths import path_argument
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards import load_reward
@@ -90,13 +91,13 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results and pictures")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder of results and pictures")
     parser.add_argument("--minutes", type=float, required=True, help="training time of each run")
     parser.add_argument("--seeds", type=int, default=2, help="training runs per method")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--clips", type=int, default=160, help="clips to train on")
     parser.add_argument("--captions", type=int, help="captions of each set (default: all)")
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--recipe", type=path_argument, default=RECIPE)
     parser.add_argument("overrides", nargs="*", help="key=value, for every method; give them before the options")
     arguments = parser.parse_args()
 

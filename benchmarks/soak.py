@@ -36,6 +36,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from rayvideo.menagerie.clips import training_scenes, write_clips
+from rayvideo.paths import path_argument
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs/recipes/menagerie-demo.yaml"
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each run")
     parser.add_argument("--checkpoint-every", type=int, default=5, help="steps")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, metavar="FAULT", help=", ".join(FAULTS))
-    parser.add_argument("--out", type=Path, required=True, help="folder for clips, runs and logs")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder for clips, runs and logs")
     arguments = parser.parse_args()
     recipe = prepared_recipe(arguments)
     until = time.monotonic() + 60 * arguments.minutes

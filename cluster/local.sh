@@ -16,7 +16,7 @@ MLFLOW_PORT=${MLFLOW_PORT:-5000}
 CPUS=${CPUS:-$(($(nproc) > 8 ? $(nproc) : 8))}
 RAY_FOLDER=${RAY_FOLDER:-/tmp/rayvideo-$(id -u)}
 STATE=${STATE:-$PWD/.cluster}
-STORAGE=${STORAGE:-$PWD/runs}
+STORAGE=$(realpath --canonicalize-missing --no-symlinks "${STORAGE:-runs}")
 BIN=${BIN:-$PWD/.venv/bin}
 PATIENCE_S=120
 
@@ -26,7 +26,7 @@ alive() {
     local pid
     [ -s "$STATE/$1.session" ] || return 1
     for pid in $(pgrep -s "$(cat "$STATE/$1.session")"); do
-        grep -qsz "^RAYVIDEO_LOCAL=$STATE/$1$" "/proc/$pid/environ" && return
+        grep -Fqsxz "RAYVIDEO_LOCAL=$STATE/$1" "/proc/$pid/environ" && return
     done
     return 1
 }
@@ -62,10 +62,14 @@ start() {
     mkdir -p "$STATE" "$STORAGE"
     "$BIN/ray" get-auth-token --generate > /dev/null # ~/.ray/auth_token, unless it is there; Ray's tools read it by themselves
     export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # seven more processes, for features that are not used here
+    # A path may hold what has a meaning in addresses: these are written by what knows how.
+    local database artifacts
+    database=$("$BIN/python" -m rayvideo.tracking "$STORAGE")
+    artifacts=$("$BIN/python" -c "import pathlib, sys; print(pathlib.Path(sys.argv[1]).as_uri())" "$STORAGE/mlartifacts")
     # Jobs write artifacts to the disk themselves: one that is started without this cluster, on the same storage, could not
     # reach what lies behind a server.
     launch mlflow "$BIN/mlflow" server --host 127.0.0.1 --port "$MLFLOW_PORT" --workers 1 \
-        --backend-store-uri "sqlite:///$STORAGE/mlflow.db" --no-serve-artifacts --default-artifact-root "$STORAGE/mlartifacts"
+        --backend-store-uri "$database" --no-serve-artifacts --default-artifact-root "$artifacts"
     # Jobs inherit the variables from Ray, and their `python` is found on its path.
     export PATH=$BIN:$PATH MLFLOW_TRACKING_URI=http://127.0.0.1:$MLFLOW_PORT
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
@@ -80,7 +84,7 @@ start() {
 
 Submit jobs from this folder, results to an absolute path:
   export RAY_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT RAY_AUTH_MODE=token
-  ray job submit --working-dir . -- python jobs/finetune.py --recipe RECIPE storage=$STORAGE
+  ray job submit --working-dir . -- python jobs/finetune.py --recipe RECIPE $(printf %q "storage=$STORAGE")
 The dashboard asks for the token that \`ray get-auth-token\` prints.
 EOF
 }

@@ -9,10 +9,12 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 
 from rayvideo.recipe import Recipe
-from rayvideo.sections import Section
+from rayvideo.sections import FilePath, Section
 
 PAGE = Path(__file__).parent / "recipes.md"
 START = "<!-- The tables from here on are written by docs/options.py. -->\n"
+PATH = typing.get_args(FilePath)[1:]
+"""What tells a path from other text, where pydantic keeps it apart from the type."""
 BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
 
 
@@ -23,10 +25,12 @@ def _section(annotation: object) -> type[Section] | None:
     return next(filter(None, map(_section, typing.get_args(annotation))), None)
 
 
-def _kind(annotation: object, constraints: typing.Iterable[object] = ()) -> str:
+def _kind(annotation: object, constraints: typing.Sequence[object] = ()) -> str:
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation == FilePath or (annotation is str and set(constraints) & set(PATH)):
+        return "path"
     if origin is typing.Annotated:
-        return _kind(parts[0], [bound for field in parts[1:] for bound in field.metadata])
+        return _kind(parts[0], [bound for field in parts[1:] for bound in getattr(field, "metadata", [field])])
     if origin is typing.Literal:
         return " / ".join(f"`{value}`" for value in parts)
     if origin in (types.UnionType, typing.Union):
@@ -41,6 +45,8 @@ def _kind(annotation: object, constraints: typing.Iterable[object] = ()) -> str:
 def _name(annotation: object) -> str:
     """A type as Python writes it, without the bounds of its parts."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation == FilePath:
+        return "path"
     if origin is typing.Annotated:
         return _name(parts[0])
     name = getattr(origin or annotation, "__name__", str(annotation).replace("typing.", ""))

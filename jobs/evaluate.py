@@ -25,6 +25,7 @@ from rayvideo.evaluation.findings import print_table
 from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
+from rayvideo.paths import argument
 from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.settling import settle
 from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
@@ -109,7 +110,9 @@ if __name__ == "__main__":
         metavar="NAME=FILE",
         help="caption sets (default: recipe's)",
     )
-    parser.add_argument("--adapter", metavar="DIR", help="default: the adapter in the folder of tracking.run_name")
+    parser.add_argument(
+        "--adapter", type=argument, metavar="DIR", help="default: the adapter in the folder of tracking.run_name"
+    )
     parser.add_argument("--base-only", action="store_true", help="evaluate the model without an adapter")
-    parser.add_argument("--out", metavar="DIR", help="default: the folder of tracking.run_name")
+    parser.add_argument("--out", type=argument, metavar="DIR", help="default: the folder of tracking.run_name")
     command.run(main, parser)

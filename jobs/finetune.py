@@ -14,13 +14,15 @@ from rayvideo import command
 from rayvideo.recipe import load_recipe
 from rayvideo.tracking import tracking_uri, ui_command
 from rayvideo.training import preflight
+from rayvideo.training.folder import named
 from rayvideo.training.launch import finetune
 
 
 def main(args: argparse.Namespace) -> None:
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = named(load_recipe(args.recipe, args.overrides))
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
+    preflight.check_place(recipe, resume=args.resume)
     command.start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
     summary = finetune(recipe, resume=args.resume)
     for judge, score in summary["scores"].items():

@@ -14,6 +14,7 @@ import argparse
 from rayvideo import command
 from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import check, order, produce
+from rayvideo.paths import argument
 from rayvideo.recipe import load_recipe
 from rayvideo.settling import settle
 
@@ -38,8 +39,12 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = command.recipe_arguments(__doc__ or "")
-    parser.add_argument("--captions", required=True, metavar="FILE", help="list of captions, see docs/generation.md")
-    parser.add_argument("--adapter", metavar="DIR", help="a trained adapter (default: the model as it is)")
+    parser.add_argument(
+        "--captions", required=True, type=argument, metavar="FILE", help="list of captions, see docs/generation.md"
+    )
+    parser.add_argument(
+        "--adapter", type=argument, metavar="DIR", help="a trained adapter (default: the model as it is)"
+    )
     parser.add_argument("--merge", action="store_true", help="add the adapter to the weights ahead of generation")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or cloud URI for the clips")
+    parser.add_argument("--out", required=True, type=argument, metavar="DIR", help="folder or cloud URI for the clips")
     command.run(main, parser)

@@ -12,6 +12,7 @@ import shlex
 
 from rayvideo import command
 from rayvideo.data import latents
+from rayvideo.paths import argument
 from rayvideo.recipe import load_recipe
 
 
@@ -33,5 +34,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = command.recipe_arguments(__doc__ or "")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder or cloud URI for the latents")
+    parser.add_argument(
+        "--out", required=True, type=argument, metavar="DIR", help="folder or cloud URI for the latents"
+    )
     command.run(main, parser)

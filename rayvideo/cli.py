@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from rayvideo.errors import UserError
+from rayvideo.paths import argument
 
 # Heavy imports are made by the command that needs them, so that --help answers at once.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line; a `UserError` ends the process with its message and exit code 1."""
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         args.run(args)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -26,8 +27,10 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     examine = commands.add_parser("doctor", help="try a recipe's judges and one step, before GPU hours are spent")
-    examine.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe, see jobs/recipes/")
-    examine.add_argument("--json", metavar="FILE", help="write the findings there too")
+    examine.add_argument(
+        "--recipe", required=True, type=argument, metavar="FILE", help="YAML recipe, see jobs/recipes/"
+    )
+    examine.add_argument("--json", type=argument, metavar="FILE", help="write the findings there too")
     examine.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.batch_size=4"
     )
@@ -36,29 +39,39 @@ def parser() -> argparse.ArgumentParser:
     convert = commands.add_parser("convert", help="another project's checkpoints -> a diffusers folder")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
     vgen = formats.add_parser("vgen", help="InstructVideo's release (VGen)")
-    vgen.add_argument("--unet", required=True, metavar="FILE", help="model_scope_v1-4_0600000.pth, or one with LoRA")
-    vgen.add_argument("--vae", metavar="FILE", help="v2-1_512-ema-pruned.ckpt; only first_stage_model.* is read")
-    vgen.add_argument("--text", metavar="FILE", help="open_clip_pytorch_model.bin (ViT-H-14)")
-    vgen.add_argument("--tokenizer", metavar="DIR|ID", help="in place of OpenCLIP's own vocabulary")
+    vgen.add_argument(
+        "--unet", required=True, type=argument, metavar="FILE", help="model_scope_v1-4_0600000.pth, or one with LoRA"
+    )
+    vgen.add_argument(
+        "--vae", type=argument, metavar="FILE", help="v2-1_512-ema-pruned.ckpt; only first_stage_model.* is read"
+    )
+    vgen.add_argument("--text", type=argument, metavar="FILE", help="open_clip_pytorch_model.bin (ViT-H-14)")
+    vgen.add_argument("--tokenizer", type=argument, metavar="DIR|ID", help="in place of OpenCLIP's own vocabulary")
     vgen.add_argument("--lora", action="store_true", help="fail if the UNet file holds no LoRA")
     vgen.add_argument("--head-dim", type=int, default=64, metavar="N", help="width of the UNet's heads (default 64)")
-    vgen.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    vgen.add_argument("--out", required=True, type=argument, metavar="DIR", help="new folder")
     vgen.set_defaults(run=convert_vgen)
 
     export = commands.add_parser("export", help="an adapter or a tuned model -> another program's format")
     formats = export.add_subparsers(required=True, metavar="FORMAT")
     for name, text in {"diffusers": "LoRA for diffusers", "kohya": "LoRA with the key names of kohya, ComfyUI"}.items():
         lora = formats.add_parser(name, help=text)
-        lora.add_argument("--adapter", required=True, metavar="DIR", help="PEFT folder, such as runs/first/adapter")
-        lora.add_argument("--out", required=True, metavar="FILE", help="new .safetensors file")
+        lora.add_argument(
+            "--adapter", required=True, type=argument, metavar="DIR", help="PEFT folder, such as runs/first/adapter"
+        )
+        lora.add_argument("--out", required=True, type=argument, metavar="FILE", help="new .safetensors file")
         lora.set_defaults(run=export_lora, names=name)
     for name, text in {"merged": "diffusers UNet with the adapter in it", "vgen": "checkpoint for VGen"}.items():
         whole = formats.add_parser(name, help=text)
-        whole.add_argument("--model", required=True, metavar="DIR|ID", help="pipeline that the adapter was trained on")
-        whole.add_argument("--adapter", required=name == "merged", metavar="DIR", help="PEFT folder")
+        whole.add_argument(
+            "--model", required=True, type=argument, metavar="DIR|ID", help="pipeline that the adapter was trained on"
+        )
+        whole.add_argument("--adapter", required=name == "merged", type=argument, metavar="DIR", help="PEFT folder")
         if name == "vgen":
             whole.add_argument("--merge", action="store_true", help="put the adapter into the weights, write no LoRA")
-        whole.add_argument("--out", required=True, metavar="PATH", help="new folder (merged) or file (vgen)")
+        whole.add_argument(
+            "--out", required=True, type=argument, metavar="PATH", help="new folder (merged) or file (vgen)"
+        )
         whole.set_defaults(run=export_merged if name == "merged" else export_vgen)
     return root
 

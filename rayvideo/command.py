@@ -18,6 +18,7 @@ import rayvideo
 from rayvideo import capacity
 from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError, Stopped, UserError
+from rayvideo.paths import argument
 from rayvideo.recipe import Recipe
 
 # What Ray must find in the environment before it starts; a value that the user set wins.
@@ -37,7 +38,7 @@ UNLIMITED = 10_000.0
 def recipe_arguments(description: str) -> argparse.ArgumentParser:
     """A parser with `--recipe FILE` and any number of `key=value` (as `args.recipe`, `args.overrides`)."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--recipe", required=True, metavar="FILE", help="YAML recipe, see jobs/recipes/")
+    parser.add_argument("--recipe", required=True, type=argument, metavar="FILE", help="YAML recipe, see jobs/recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.lr=1e-4")
     return parser
 
@@ -48,11 +49,10 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     A `UserError` ends the process with its message and exit code 1. SIGTERM, with which `ray job stop` and process
     managers end it, and Ctrl-C close what is open first; the exit code is 128 + the signal's number, 143 and 130.
     """
-    args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        main(args)
+        main(parser.parse_intermixed_args())
     except UserError as error:
         # Raised on a worker, it comes wrapped together with the worker's traceback.
         sys.exit(f"error: {error.cause if isinstance(error, RayTaskError) else error}")

@@ -7,9 +7,8 @@ a recipe goes whole into MLflow and summary.json, where environment variables ha
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 from yaml import YAMLError
 
 from rayvideo.errors import RecipeError
-from rayvideo.sections import Data, Editing, Evaluation, Model, Rewards, Section, Tracking, Training
+from rayvideo.overrides import apply, suggest
+from rayvideo.paths import without_login
+from rayvideo.sections import Data, Editing, Evaluation, FilePath, Model, Rewards, Section, Tracking, Training
 
 LARGEST = 2**20
 """Bytes of a recipe."""
@@ -28,6 +29,8 @@ DEEPEST = 20
 """Sections and lists within each other."""
 LONGEST_SHOWN = 200
 """Characters of a value in a message."""
+UNREADABLE = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError)
+"""What the libraries raise for text that is no UTF-8, a number of 5000 digits, 1000 brackets."""
 
 
 class Recipe(Section):
@@ -40,7 +43,7 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
-    storage: str = Field("runs", description="Folder or cloud URI that run folders lie under.")
+    storage: FilePath = Field("runs", description="Folder or cloud URI that run folders lie under.")
     seed: int = Field(0, ge=0, description="Root of every random number of the run.")
 
     @model_validator(mode="after")
@@ -83,40 +86,83 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a YAML recipe and apply `key=value` overrides (dotted keys, `reward.judges.0.weight=2` for list items).
 
     Raises:
-        RecipeError: naming the key, the value and what is allowed.
+        RecipeError: naming the key, or the override, the value and what is allowed.
     """
     if not Path(path).is_file():
         raise RecipeError(f"recipe {str(path)!r} is not a file")
     if (size := Path(path).stat().st_size) > LARGEST:
         raise RecipeError(f"recipe {str(path)!r} is no recipe: it has {size} bytes, the most is {LARGEST}")
+    typed: dict[str, str] = {}
     try:
         config = OmegaConf.load(path)
         for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals or not key:
-                raise RecipeError(f"override {override!r} is not of the form key=value")
-            _reject_unknown(Recipe, key.split("."), override)
-            parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
-            OmegaConf.update(config, key, parsed["v"], force_add=True)
+            key = _override(config, override)
+            typed = {**typed, key: override}
         tree = OmegaConf.to_container(config)
     except RecipeError:
         raise
-    # Text that is no UTF-8, a number of 5000 digits, 1000 brackets: the libraries raise what comes.
-    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise RecipeError(f"recipe {str(path)!r} can't be read: {error}") from error
+    except UNREADABLE as error:
+        raise RecipeError(f"recipe {str(path)!r} can't be read: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"recipe {str(path)!r} is not a mapping of sections")
-    return parse_recipe({str(key): value for key, value in tree.items()})
+    return _parse({str(key): value for key, value in tree.items()}, typed)
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Validate a plain tree, such as `recipe.model_dump(mode="json")` gives, into a `Recipe`."""
+    return _parse(tree, {})
+
+
+def leaves(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """What a recipe's tree holds, each with the keys and places in lists that lead there.
+
+    Lists of plain values, and empty sections, are held whole.
+    """
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, Mapping):
+        children = tree.items()
+    elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
+        children = enumerate(tree)
+    if not children:
+        yield path, tree
+    for key, value in children:
+        yield from leaves(value, (*path, key))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as overrides write it: `reward.judges.0.name`."""
+    return ".".join(map(str, path))
+
+
+def shareable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a plain tree for files that others may read: without the login that tracking.uri may hold."""
+    tree = recipe.model_dump(mode="json")
+    if recipe.tracking.uri:
+        tree["tracking"]["uri"] = without_login(recipe.tracking.uri)
+    return tree
+
+
+def _override(config: Any, override: str) -> str:
+    """Apply an override, and return its key."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {_shown(override)} is not of the form key=value")
+    try:
+        _check_text(key, value)
+        _plain(apply(config, Recipe, key, value), tuple(key.split(".")))
+    except (RecipeError, *UNREADABLE) as error:
+        raise RecipeError(f"override {_shown(override)}: {_one_line(error)}") from error
+    return key
+
+
+def _parse(tree: Mapping[str, Any], typed: Mapping[str, str]) -> Recipe:
+    """Validate; what is wrong with a key that was `typed` as an override is said of the override."""
     plain = _plain(tree, ())
     try:
         # JSON mode with strict types: "3" is not a number and true is not 1, yet lists may become tuples.
         return Recipe.model_validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
+        raise RecipeError("\n".join(_explain(e, typed) for e in _innermost(error.errors()))) from None
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
@@ -160,43 +206,36 @@ def _shown(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _innermost(errors: Sequence[Any]) -> list[Any]:
+    """Without those of a list or section that only follow from what is wrong inside it."""
+    places = [error["loc"] for error in errors]
+    return [e for e in errors if not any(len(p) > len(e["loc"]) and p[: len(e["loc"])] == e["loc"] for p in places)]
+
+
+def _explain(error: Any, typed: Mapping[str, str]) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    guilty = [override for name, override in typed.items() if _meets(f"{key}.", f"{name}.")]
+    return (f"override {_shown(guilty[-1])}: " if path and guilty else "") + _fault(error, path, key)
+
+
+def _meets(key: str, other: str) -> bool:
+    """Whether one of two dotted keys lies in what the other names."""
+    return key.startswith(other) or other.startswith(key)
+
+
+def _fault(error: Any, path: list[str], key: str) -> str:
     if error["type"] == "extra_forbidden":
-        return f"{key}: no such option{_suggest([str(p) for p in error['loc']])}"
+        return f"{key}: no such option{suggest(Recipe, path)}"
     if error["type"] == "missing":
         return f"{key}: required, but not set"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return message
+    if error["type"] == "string_type" and isinstance(error["input"], int | float):  # a bool is one too
+        message += "; put it in quotes"
     return f"{key}: {_shown(error['input'])} is not allowed: {message}"
-
-
-def _options(path: list[str]) -> list[str]:
-    """The keys allowed in the section that `path` names; empty where any key is."""
-    kind: Any = Recipe
-    for part in path:
-        if part.isdigit():
-            continue
-        field = kind.model_fields.get(part)
-        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, Section)]
-        if not sections:
-            return []
-        kind = sections[0]
-    return list(kind.model_fields)
-
-
-def _suggest(path: list[str]) -> str:
-    allowed = _options(path[:-1])
-    close = difflib.get_close_matches(path[-1], allowed, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + (f" Allowed: {', '.join(allowed)}" if allowed else "")
-
-
-def _reject_unknown(root: type[Section], path: list[str], override: str) -> None:
-    for depth, part in enumerate(path):
-        allowed = _options(path[:depth])
-        if not allowed:
-            return
-        if part not in allowed and not part.isdigit():
-            raise RecipeError(f"{override!r}: no such option {part!r}{_suggest(path[: depth + 1])}")

@@ -18,12 +18,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from rayvideo.errors import RecipeError
+from rayvideo.paths import expand, expand_texts
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AutoPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 """auto: bf16 where the device that runs it computes bf16, else fp32; `settle` says which before anything starts."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
 """What may become part of a file's name or of a metric's."""
+FilePath = Annotated[str, AfterValidator(expand)]
+"""A path, a URI or a hub id; a leading `~` is a home folder."""
 Positive = Annotated[int, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -60,7 +63,7 @@ class Lora(Section):
 class Model(Section):
     """The text-to-video model that is tuned."""
 
-    path: str = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
+    path: FilePath = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
     lora: Lora = Lora()
     checkpointing: Literal["none", "step", "blocks", "both"] = Field(
         "blocks",
@@ -71,9 +74,15 @@ class Model(Section):
 class Data(Section):
     """The clips and captions that are edited during training."""
 
-    manifest: str | None = Field(None, description="List of clips: reference list, csv, jsonl, Parquet, or a folder.")
-    root: str | None = Field(None, description="Folder that relative clip paths start from (default: the manifest's).")
-    prepared: str | None = Field(None, description="Folder that jobs/prepare.py wrote; used in place of the manifest.")
+    manifest: FilePath | None = Field(
+        None, description="List of clips: reference list, csv, jsonl, Parquet, or a folder."
+    )
+    root: FilePath | None = Field(
+        None, description="Folder that relative clip paths start from (default: the manifest's)."
+    )
+    prepared: FilePath | None = Field(
+        None, description="Folder that jobs/prepare.py wrote; used in place of the manifest."
+    )
     frames: int = Field(16, gt=0, le=4096, description="Frames per clip, F.")
     fps: float = Field(8.0, gt=0, description="Frames per second that clips are sampled at.")
     height: int = Field(256, gt=0, le=8192, description="Pixels; clips are resized to cover and centre-cropped.")
@@ -131,10 +140,12 @@ class Judge(Section):
         "hpsv2",
         description="'hpsv2', 'pickscore', 'clip', 'aesthetic', or your own 'module:Class' (docs/rewards.md).",
     )
-    checkpoint: str | None = Field(
+    checkpoint: FilePath | None = Field(
         None, description="The judge's weights: a file, or a folder or hub id where docs/rewards.md says so."
     )
-    architecture: str | None = Field(None, description="open_clip model name, or path of an open_clip config file.")
+    architecture: FilePath | None = Field(
+        None, description="open_clip model name, or path of an open_clip config file."
+    )
     weight: float = Field(1.0, description="Factor in the sum of all judges.")
     resize: Literal["bilinear", "bicubic"] = Field(
         "bilinear",
@@ -160,7 +171,9 @@ class Judge(Section):
     load_timeout_s: float = Field(
         600.0, gt=0, description="Seconds within which a copy must be loaded, the start of a node for it included."
     )
-    options: dict[str, Any] = Field({}, description="Further keyword arguments of the class's load().")
+    options: Annotated[dict[str, Any], AfterValidator(expand_texts)] = Field(
+        {}, description="Further keyword arguments of the class's load()."
+    )
 
 
 class Rewards(Section):
@@ -391,8 +404,8 @@ class Features(Section):
     """A frozen feature extractor and the real clips it compares with (KID)."""
 
     type: str = Field(description="'module:Class' with .load(checkpoint) and .features(frames) -> [N, D].")
-    checkpoint: str | None = Field(None, description="Its weights.")
-    reference: str | dict[str, str] = Field(
+    checkpoint: FilePath | None = Field(None, description="Its weights.")
+    reference: FilePath | dict[str, FilePath] = Field(
         description="Manifest of the clips that generated ones are compared with, or caption set -> manifest: clips "
         "of other subjects are far away however good they are."
     )
@@ -406,7 +419,7 @@ class Features(Section):
 class Evaluation(Section):
     """What base and tuned model are compared on: same captions, same seeds."""
 
-    sets: dict[Annotated[str, Field(max_length=100)], str] = Field(
+    sets: dict[Annotated[str, Field(max_length=100)], FilePath] = Field(
         {}, description="Name of a caption set -> file with captions."
     )
     max_captions: Positive | None = Field(None, description="Captions taken from each set (default: all).")
@@ -446,6 +459,8 @@ class Evaluation(Section):
 class Tracking(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="Tracking server; default MLFLOW_TRACKING_URI, else sqlite in storage.")
+    uri: str | None = Field(
+        None, description="Server or database; default MLFLOW_TRACKING_URI, else sqlite in storage."
+    )
     experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
     run_name: Name | None = Field(None, description="Name of run and run folder (default: date and time).")

@@ -72,7 +72,8 @@ def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
 
     Args:
         path: Any of the forms above, local or a URI.
-        root: Folder that relative video paths start from; default: the folder of the list.
+        root: Folder that relative video paths start from; default: the folder of the list. Those that begin with `~`
+            start from a home folder.
 
     Raises:
         ManifestError: naming file, line and what is allowed.
@@ -86,7 +87,8 @@ def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
     else:
         rows = _rows(source, first="video")
         folder = parent(source) if root is None else root
-        rows = (row._replace(first=join(folder, row.first)) if row.first else row for row in rows)
+        # Not `paths.expand`: a name that only begins with ~ is a name, and one with $ is as good as any.
+        rows = (row._replace(first=join(folder, os.path.expanduser(row.first))) if row.first else row for row in rows)
     entries = [Entry(video=first, caption=caption) for first, caption in _distinct(source, rows)]
     if not entries:
         raise ManifestError(f"{source} lists no clips; allowed: {FORMS}")

@@ -15,7 +15,7 @@ from rayvideo.evaluation.folder import is_file
 from rayvideo.evaluation.writers import Writers
 from rayvideo.models import load_model
 from rayvideo.progress import progress
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, shareable
 from rayvideo.tracking import versions
 
 
@@ -118,7 +118,7 @@ def produce(wanted: Order, out: str) -> dict[str, Any]:
         "merged": wanted.merge,
         "seconds": round(time.monotonic() - started, 1),
         "versions": versions(),
-        "recipe": wanted.recipe.model_dump(mode="json"),
+        "recipe": shareable(wanted.recipe),
     }
     write_bytes(join(out, "summary.json"), json.dumps(summary, indent=2).encode())
     return summary

@@ -13,7 +13,7 @@ from rayvideo.data.storage import join, locate, write_bytes
 from rayvideo.evaluation.compare import Comparison
 from rayvideo.evaluation.findings import figures_of, roles
 from rayvideo.evaluation.folder import read_summary
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, shareable
 from rayvideo.tracking import Tracker, versions
 
 
@@ -35,7 +35,7 @@ def publish(
         "unreadable_reference_clips": comparison.unreadable,
         "mlflow": tracker.ref.shareable(),
         "versions": versions(),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": shareable(recipe),
     }
     summary = {**read_summary(out), **figures_of(recipe, comparison), "evaluation": details}
     write_bytes(join(out, "summary.json"), json.dumps(summary, indent=2).encode())

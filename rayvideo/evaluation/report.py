@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
 from rayvideo.evaluation.findings import change, roles, table, warnings
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, shareable
 
 MEASURES = {
     "kid": ("KID", "distance of the judged frames' features to those of real clips; lower is nearer"),
@@ -100,7 +100,7 @@ def write_report(
         curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
         chart=CHART,
         previews=_grouped(comparison.previews, folder),
-        recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
     )
     path = folder / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ from rayvideo.menagerie.world import (
     sample_scene,
 )
 from rayvideo.models import load_model
+from rayvideo.paths import path_argument
 from rayvideo.rewards.hpsv2 import HPSv2
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -164,8 +165,10 @@ def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: Ki
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("work/menagerie"), help="folder for unfinished training")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights and the card")
+    parser.add_argument(
+        "--work", type=path_argument, default=Path("work/menagerie"), help="folder for unfinished training"
+    )
+    parser.add_argument("--out", type=path_argument, default=WEIGHTS, help="folder for the weights and the card")
     arguments = parser.parse_args()
     start = time.monotonic()
     pipeline = build_pipeline(arguments.work)

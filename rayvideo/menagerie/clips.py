@@ -22,6 +22,7 @@ from rayvideo.menagerie.world import (
     sample_scene,
     scene_of,
 )
+from rayvideo.paths import path_argument
 from rayvideo.progress import progress
 
 CAPTIONS = Path(__file__).parent / "captions"
@@ -62,7 +63,7 @@ def write_clips(folder: Path, scenes: Sequence[Described], degraded: float = 0.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for train/ and clean/")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder for train/ and clean/")
     parser.add_argument("--count", type=int, default=160, help="clips for training, of varied quality")
     parser.add_argument("--clean", type=int, default=2, help="clean clips of each evaluation caption, for KID")
     parser.add_argument("--seed", type=int, default=100)

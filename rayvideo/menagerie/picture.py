@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rayvideo.data.video import read_clip
 from rayvideo.menagerie.world import FPS, FRAMES, SIZE
+from rayvideo.paths import path_argument
 
 SHOWN = (1, 5, 9, 13)  # frames of each clip
 ZOOM, LINE = 2, 22
@@ -47,8 +48,8 @@ def before_after(run: Path, per_set: int, columns: int = 2) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder that jobs/evaluate.py wrote into")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--run", type=path_argument, required=True, help="run folder that jobs/evaluate.py wrote into")
+    parser.add_argument("--out", type=path_argument, required=True)
     parser.add_argument("--per-set", type=int, default=2)
     arguments = parser.parse_args()
     before_after(arguments.run, arguments.per_set).save(arguments.out, optimize=True)

@@ -15,8 +15,8 @@ import yaml
 from rayvideo.data.storage import StorageError, is_uri, join, read_bytes, write_bytes
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.folder import is_file, read_summary
-from rayvideo.recipe import Recipe, parse_recipe
-from rayvideo.tracking import RunRef, flatten
+from rayvideo.recipe import Recipe, dotted, leaves, parse_recipe, shareable
+from rayvideo.tracking import RunRef
 
 RECIPE = "recipe.yaml"
 RUN = "run.json"
@@ -62,8 +62,8 @@ def refuse_taken(recipe: Recipe) -> None:
 
 def as_begun(recipe: Recipe) -> Recipe:
     """The recipe with the number formats that the run was begun with in place of every "auto"."""
-    then = yaml.safe_load(read_bytes(join(folder_of(recipe), RECIPE)))
-    return parse_recipe(_as_begun(recipe.model_dump(mode="json"), then))
+    then = begun_with(folder_of(recipe))
+    return parse_recipe(_as_begun(recipe.model_dump(mode="json"), then.model_dump(mode="json")))
 
 
 def _as_begun(now: Any, then: Any, key: str = "") -> Any:
@@ -86,18 +86,7 @@ def begun(recipe: Recipe) -> str:
             f"tracking.run_name {name!r}: no such run in {recipe.storage!r} to resume; start it without --resume, or "
             "set tracking.run_name and storage to those of the run that is meant"
         )
-    try:
-        then = dict(flatten(yaml.safe_load(read_bytes(join(folder, RECIPE)))))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"{join(folder, RECIPE)} can't be read: {error}; put the recipe that the run was begun with in its place"
-        ) from error
-    now = dict(flatten(recipe.model_dump(mode="json")))
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key) and not key.startswith(MAY_CHANGE):
-            raise RecipeError(
-                f"{key}: run {name!r} was begun with {then.get(key)!r}, and can't be resumed with {now.get(key)!r}"
-            )
+    _refuse_changed(str(name), begun_with(folder), as_begun(recipe))
     if not is_file(join(folder, RUN)):
         raise RecipeError(
             f"tracking.run_name {name!r} has nothing to resume from; remove {folder!r} or choose another name"
@@ -111,6 +100,31 @@ def begun(recipe: Recipe) -> str:
         ) from error
 
 
+def begun_with(folder: str) -> Recipe:
+    """The recipe that the run in a folder was begun with.
+
+    Raises:
+        RecipeError: it is gone or damaged.
+    """
+    file = join(folder, RECIPE)
+    try:
+        return parse_recipe(yaml.safe_load(read_bytes(file)))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError, RecipeError) as error:
+        raise RecipeError(
+            f"{file} can't be read: {error}; put the recipe that the run was begun with in its place"
+        ) from error
+
+
+def _refuse_changed(name: str, then: Recipe, now: Recipe) -> None:
+    """Refuse another value of an option that the numbers depend on."""
+    old, new = dict(leaves(shareable(then))), dict(leaves(shareable(now)))
+    for key, path in sorted((dotted(path), path) for path in old.keys() | new.keys()):
+        same = path in old and path in new and json.dumps(old[path]) == json.dumps(new[path])  # True is not 1
+        if not same and not key.startswith(MAY_CHANGE):
+            was, would_be = (f"with {tree[path]!r}" if path in tree else "without it" for tree in (old, new))
+            raise RecipeError(f"{key}: run {name!r} was begun {was}, and can't be resumed {would_be}")
+
+
 def write_run(folder: str, ref: RunRef) -> None:
     """Write down whose folder it is; checkpoints of other MLflow runs are refused in it."""
     write_bytes(join(folder, RUN), json.dumps(ref.shareable(), indent=2).encode())
@@ -118,7 +132,7 @@ def write_run(folder: str, ref: RunRef) -> None:
 
 def write_recipe(recipe: Recipe) -> None:
     """Take the folder."""
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True)
     write_bytes(join(folder_of(recipe), RECIPE), text.encode())
 
 

@@ -19,10 +19,10 @@ from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
-from rayvideo.recipe import Recipe
+from rayvideo.recipe import Recipe, shareable
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
-from rayvideo.tracking import RunRef, Tracker, create_run, find_run, open_experiment, versions
+from rayvideo.tracking import RunRef, Tracker, create_run, versions
 from rayvideo.training import folder as runs
 from rayvideo.training.attempts import attempts_of, note_lost
 from rayvideo.training.checkpoints import (
@@ -41,6 +41,7 @@ from rayvideo.training.following import following
 from rayvideo.training.lock import only_driver
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import OnSigterm, on_signals
+from rayvideo.training.preflight import check_place
 from rayvideo.training.retention import Retention
 from rayvideo.training.work import work
 
@@ -50,7 +51,7 @@ logger = logging.getLogger(__name__)
 def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """Fine-tune the recipe's model and return what is then in the run folder's summary.json.
 
-    Needs a running Ray, and a recipe that passed `preflight.check`.
+    Needs a running Ray, and a recipe that passed `preflight.check`; what `preflight.check_place` refuses, it does too.
 
     Args:
         resume: Go on with the run of this name from its newest good checkpoint. A run that has done all of its steps
@@ -63,16 +64,10 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     recipe = runs.named(recipe)
     folder = runs.folder_of(recipe)
-    if not resume:
-        runs.refuse_taken(recipe)
-        open_experiment(recipe)  # refuses where it can't log, before clips are encoded
-        recipe = settle(recipe, "training")
-        with only_driver(folder):
-            return _train(recipe, recipe, None, "started", started)
-    recipe = runs.as_begun(recipe)
-    ref = find_run(recipe, runs.begun(recipe))
+    ref = check_place(recipe, resume=resume)
+    recipe = settle(runs.as_begun(recipe) if ref else recipe, "training")
     with only_driver(folder):
-        return _go_on(recipe, ref, started)
+        return _go_on(recipe, ref, started) if ref else _train(recipe, recipe, None, "started", started)
 
 
 def _go_on(recipe: Recipe, ref: RunRef, started: float) -> dict[str, Any]:
@@ -244,7 +239,7 @@ def _finish(
             "best": _best(folder, newest),
             **(runs.figures(steps, [judge.name for judge in recipe.reward.judges]) if steps else {}),
             "versions": versions(),
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": shareable(recipe),
         },
     )
 

@@ -10,6 +10,8 @@ from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
+from rayvideo.tracking import RunRef, find_run, open_experiment
+from rayvideo.training import folder as runs
 
 GRADIENT_OBJECTIVES = ("reward", "draft")
 
@@ -38,6 +40,22 @@ def check(recipe: Recipe) -> None:
     else:
         open_prepared(recipe)
     _check_model(recipe)
+
+
+def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
+    """Refuse a name that is taken or can't be gone on with, and an MLflow that can't be logged to.
+
+    Returns:
+        The MLflow run that is gone on with, None for a new one.
+
+    Raises:
+        UserError: naming the run or the address, and what is allowed.
+    """
+    if resume:
+        return find_run(recipe, runs.begun(recipe))
+    runs.refuse_taken(recipe)
+    open_experiment(recipe)
+    return None
 
 
 def _check_model(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from rayvideo.data.storage import join, locate
+from rayvideo.recipe import shareable
 from rayvideo.training.attempts import begin_attempt
 from rayvideo.training.checkpoints import (
     CHECKPOINTS,
@@ -172,7 +173,7 @@ class Saver:
             "attempt": self._start.attempt,
             "best": best._asdict() if best else None,
             "mlflow": self._plan.tracking.shareable(),
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": shareable(recipe),
         }
 
     def _upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:

@@ -28,9 +28,11 @@ from rayvideo.errors import RecipeError, Stopped
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import RewardError
 from rayvideo.sections import Workers
+from rayvideo.tracking import tracking_uri
 from rayvideo.training import launch
 from rayvideo.training.launch import finetune
 from rayvideo.training.preflight import check
+from tests.odd import ODD
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -39,7 +41,8 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storage")
+    folder = tmp_path_factory.mktemp("storage") / ODD
+    folder.mkdir()
     (folder / "captions.txt").write_text("red ball\n")
     return folder
 
@@ -110,7 +113,7 @@ def test_every_step_is_logged(finished):
         assert line["score/hps"] == pytest.approx(sum(line[f"score/hps/segment-{i}"] for i in segments) / len(segments))
     assert [line["lr"] for line in lines] == [5e-4, 1e-3, 1e-3, 1e-3]
     ref = finished.summary["mlflow"]
-    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    client = MlflowClient(tracking_uri(finished.recipe))
     history = client.get_metric_history(ref["run_id"], "score/hps")
     assert {point.step: point.value for point in history} == {line["step"]: line["score/hps"] for line in lines}
     run = client.get_run(ref["run_id"])
@@ -130,7 +133,7 @@ def test_the_run_folder_holds_everything(finished):
     assert checkpoints == ["step-000002", "step-000004"]
     samples = sorted(str(path.relative_to(folder)) for path in (folder / "samples").rglob("*.mp4"))
     assert samples == [f"samples/step-{step:06d}/00-in-red-ball.mp4" for step in (0, STEPS)]
-    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    client = MlflowClient(tracking_uri(finished.recipe))
     stored = {artifact.path for artifact in client.list_artifacts(summary["mlflow"]["run_id"], "adapter")}
     assert "adapter/adapter_model.safetensors" in stored
 
@@ -165,7 +168,7 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
     assert "step 3, clips [" in str(stopped.value)
     assert "judge 'fragile' gave NaN or Inf as score for captions [" in str(stopped.value)
     run_id = json.loads((folder / "summary.json").read_text())["mlflow"]["run_id"]
-    client = MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db")
+    client = MlflowClient(tracking_uri(recipe))
     assert client.get_run(run_id).info.status == "FAILED"
     assert [line["step"] for line in metrics_of(folder)] == [1, 2]
 
@@ -205,7 +208,7 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline,
     assert "tracking.run_name=told --resume" in str(stopped.value)
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["finished"], summary["steps"]) == (False, done)
-    client = MlflowClient(f"sqlite:///{recipe.storage}/mlflow.db")
+    client = MlflowClient(tracking_uri(recipe))
     assert client.get_run(summary["mlflow"]["run_id"]).info.status == "KILLED"
 
     summary = finetune(changed(recipe, workers=Workers(max=1)), resume=True)

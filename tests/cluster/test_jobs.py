@@ -20,6 +20,8 @@ import yaml
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from tests.odd import ODD
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_S = 600
@@ -47,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     folder = tmp_path_factory.mktemp("local")
     ray_folder = tempfile.mkdtemp(prefix="rv", dir="/tmp")  # sockets lie in it, whose paths must be short
     ports = dict(zip(("RAY_PORT", "DASHBOARD_PORT", "MLFLOW_PORT"), map(str, free_ports(3)), strict=True))
-    places = {"RAY_FOLDER": ray_folder, "STATE": str(folder), "STORAGE": str(folder / "runs"), "BIN": str(BIN)}
+    places = {"RAY_FOLDER": ray_folder, "STATE": str(folder), "STORAGE": str(folder / ODD), "BIN": str(BIN)}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment = {**inherited, **ports, **places, "CPUS": "8"}
     local_sh("start", environment)

@@ -74,7 +74,7 @@ def test_only_a_run_that_was_begun_can_be_resumed(tmp_path):
         ({"reward": {"judges": [{"name": "other"}]}}, r"reward\.judges\.0\.name: .* with 'judge', .* with 'other'"),
         (
             {"reward": {"judges": [{"name": "judge"}, {"name": "b"}]}},
-            r"reward\.judges\.1\.dtype: .* with None",
+            r"reward\.judges\.1\.architecture: .* without it, .* with None",
         ),
     ],
 )
@@ -82,6 +82,38 @@ def test_another_recipe_is_refused(tmp_path, change, message):
     begin(recipe_in(tmp_path))
     with pytest.raises(RecipeError, match=message):
         runs.begun(recipe_in(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "message"),
+    [
+        ({"k@": 1, "k#": 2}, {"k@": 1, "k#": 3}, r"options\.k#: .* with 2, .* with 3"),  # one name in MLflow
+        ({"k@": 1, "k#": 2}, {"k@": 2, "k#": 1}, r"options\.k#: .* with 2, .* with 1"),
+        ({"a": {"b": 1}}, {"a.b": 1}, r"options\.a\.b: .*"),
+        ({"k": None}, {}, r"options: .* without it, .* with \{\}"),
+        ({"k": 1}, {"k": True}, r"options\.k: .* with 1, .* with True"),
+        ({"k": 1}, {"k": 1}, None),
+    ],
+)
+def test_options_of_judges_are_compared_as_they_are(tmp_path, then, now, message):
+    begin(recipe_in(tmp_path, reward={"judges": [{"name": "judge", "options": then}]}))
+    changed = recipe_in(tmp_path, reward={"judges": [{"name": "judge", "options": now}]})
+    if message is None:
+        assert runs.begun(changed) == "abc"
+        return
+    with pytest.raises(RecipeError, match=message):
+        runs.begun(changed)
+
+
+def test_the_folder_shows_no_login(tmp_path):
+    tracking = {"run_name": "first", "uri": "http://me:secret@server:5000"}
+    recipe = recipe_in(tmp_path, tracking=tracking)
+    runs.write_recipe(recipe)
+    runs.write_run(runs.folder_of(recipe), RunRef(tracking["uri"], "1", "abc"))
+    written = [file.read_text() for file in Path(runs.folder_of(recipe)).iterdir()]
+    assert len(written) == 2
+    assert all("http://server:5000" in text and "secret" not in text for text in written)
+    assert runs.begun(recipe) == "abc"
 
 
 def test_what_does_not_change_the_numbers_may_change(tmp_path):

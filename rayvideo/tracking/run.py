@@ -8,45 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import os
-import platform
 import re
 import shlex
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import numpy as np
-import numpy.typing as npt
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image, ImageDraw, ImageFont
 
+from rayvideo.data.storage import is_uri, join
 from rayvideo.data.video import write_clip
-from rayvideo.errors import RecipeError, Stopped, UserError
-from rayvideo.recipe import Recipe
+from rayvideo.errors import Stopped, UserError
+from rayvideo.paths import without_login, without_login_of
+from rayvideo.recipe import Recipe, dotted, leaves, shareable
+from rayvideo.tracking.access import AccessError, connect, quiet
+from rayvideo.tracking.address import is_server, sqlite_file, tracking_uri
+from rayvideo.tracking.origin import commit, versions
+from rayvideo.tracking.strip import Frames, draw_strip
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "open_clip_torch", "ray", "deepspeed", "mlflow")
 LONGEST_PARAM = 500  # characters; servers differ in what they take
 CUT = "… (see recipe.yaml)"
-HOST, PORT = "127.0.0.1", "5000"  # of the UI that `ui_command` starts
 LONGEST_NAME = 250  # characters of a param's name
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
-STRIP_FRAMES = 8
-STRIP_HEIGHT = 128  # pixels of a frame in a strip
+ARTIFACTS = "mlartifacts"
 
-Frames = npt.NDArray[np.uint8]  # [F, H, W, 3]
 Item = TypeVar("Item")
 
 
@@ -64,24 +57,7 @@ class RunRef:
 
     def shareable(self) -> dict[str, str]:
         """For summary.json: without the login that the URI may hold."""
-        return {**dataclasses.asdict(self), "uri": _without_login(self.uri)}
-
-
-def tracking_uri(recipe: Recipe) -> str:
-    """The recipe's server, else MLFLOW_TRACKING_URI, else sqlite in the recipe's storage; its path is absolute.
-
-    Raises:
-        RecipeError: storage is a cloud URI, where sqlite can't live, and no server is named.
-    """
-    if uri := recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        database = _sqlite_file(uri)
-        return f"sqlite:///{database}" if database else uri
-    if "://" in recipe.storage:
-        raise RecipeError(
-            f"tracking.uri: sqlite can't live in storage {recipe.storage!r}; name an MLflow server in tracking.uri or "
-            "MLFLOW_TRACKING_URI"
-        )
-    return f"sqlite:///{Path(recipe.storage).absolute() / 'mlflow.db'}"
+        return {**dataclasses.asdict(self), "uri": without_login(self.uri)}
 
 
 def open_experiment(recipe: Recipe) -> tuple[str, str]:
@@ -92,19 +68,18 @@ def open_experiment(recipe: Recipe) -> tuple[str, str]:
         TrackingError: nobody answers there; the experiment is deleted, or its artifacts are behind another address.
     """
     uri, name = tracking_uri(recipe), recipe.tracking.experiment
-    what = f"{_without_login(uri)}: experiment {name!r}"
-    client, database = _client(uri), _sqlite_file(uri)
+    what = f"{without_login(uri)}: experiment {name!r}"
+    client = _connect(uri, f"{what} can't be opened")
     try:
-        # A server knows where its artifacts go; those of a database file would land in the current directory.
-        client.create_experiment(name, (database.parent / "mlartifacts").as_uri() if database else None)
+        client.create_experiment(name, _artifacts_beside(uri, recipe.storage))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise TrackingError(f"{what} can't be opened: {_told(error, uri)}") from error
+            raise TrackingError(f"{what} can't be opened: {without_login_of(uri, str(error))}") from error
     experiment = client.get_experiment_by_name(name)
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"{what} is deleted; restore it with `MLFLOW_TRACKING_URI={_without_login(uri)} mlflow experiments "
-            f"restore --experiment-id {experiment.experiment_id}`, or name another tracking.experiment"
+            f"{what} is deleted; restore it with `MLFLOW_TRACKING_URI={shlex.quote(without_login(uri))} mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}`, or name another tracking.experiment"
         )
     _refuse_served(experiment.artifact_location, uri, what)
     return uri, experiment.experiment_id
@@ -125,12 +100,13 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
         **{f"mlflow.source.git.{key}": value for key, value in commit().items()},
     }
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    tree = shareable(recipe)
     # As a dict: two keys of a judge's options may become one name, of which MLflow takes one value.
-    named = {key[:LONGEST_NAME].rstrip("/."): value for key, value in flatten(_shareable(recipe))}
+    named = {metric_name(dotted(path))[:LONGEST_NAME].rstrip("/."): value for path, value in leaves(tree)}
     params = (Param(key, _shorten(value)) for key, value in named.items())
     for batch in _batches(params, 100):  # the most that MLflow takes at once
         client.log_batch(run_id, params=batch)
-    client.log_text(run_id, yaml.safe_dump(_shareable(recipe), sort_keys=False), "recipe.yaml")
+    client.log_text(run_id, yaml.safe_dump(tree, sort_keys=False), "recipe.yaml")
     return RunRef(uri, experiment_id, run_id)
 
 
@@ -141,11 +117,12 @@ def find_run(recipe: Recipe, run_id: str) -> RunRef:
         TrackingError: the recipe's server or database does not have it, or not its artifacts.
     """
     uri = tracking_uri(recipe)
-    what = f"{_without_login(uri)}: run {run_id}"
+    what = f"{without_login(uri)}: run {run_id}"
+    client = _connect(uri, f"{what} can't be read")
     try:
-        run = _client(uri).get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
-        raise TrackingError(f"{what} can't be read: {_told(error, uri)}") from error
+        raise TrackingError(f"{what} can't be read: {without_login_of(uri, str(error))}") from error
     _refuse_served(run.info.artifact_uri, uri, what)
     return RunRef(uri, run.info.experiment_id, run_id)
 
@@ -239,123 +216,45 @@ class Tracker:
             self._client.set_terminated(self.ref.run_id, status)
 
 
-def ui_command(uri: str) -> str:
-    """The one line that opens MLflow on a tracking URI."""
-    if _is_server(uri):
-        return f"open {_without_login(uri)}"
-    program = Path(sys.executable).with_name("mlflow")
-    shown = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    return shlex.join([str(shown), "ui", "--host", HOST, "--port", PORT, "--backend-store-uri", uri])
-
-
-def run_url(ref: RunRef) -> str:
-    """The page of a run, once MLflow is open; it asks for the UI's view of trainings, which is not its first."""
-    server = _without_login(ref.uri) if _is_server(ref.uri) else f"http://{HOST}:{PORT}"
-    page = f"experiments/{ref.experiment_id}/runs/{ref.run_id}/model-metrics"
-    return f"{server.rstrip('/')}/#/{page}?workflowType=machine_learning"
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries whose releases change results."""
-    return {"version.python": platform.python_version(), **{f"version.{name}": version(name) for name in LIBRARIES}}
-
-
-def commit() -> dict[str, str]:
-    """The commit of this package's repository, `-dirty` with uncommitted changes; nothing when it has none."""
-    here = Path(__file__).parent
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:  # an environment inside another project's repository must not claim that project's commit
-        for command in (["ls-files", "--error-unmatch", "recipe.py"], describe):
-            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return {}
-    return {"commit": done.stdout.strip()}
-
-
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a recipe's tree by dotted key, as overrides write them: `reward.judges.0.name`."""
-    children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(tree, Mapping):
-        children = tree.items()
-    elif isinstance(tree, Sequence) and any(isinstance(value, Mapping) for value in tree):
-        children = enumerate(tree)
-    elif not isinstance(tree, str) and isinstance(tree, Sequence):
-        tree = json.dumps(tree)
-    if not children:
-        yield metric_name(prefix), tree
-    for key, value in children:
-        yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-
-
 def metric_name(name: str) -> str:
     """A name of characters that MLflow accepts, letters, digits and `_-./ `, and no path that leads elsewhere."""
     parts = re.sub(r"[^\w\-./ ]", "_", name, flags=re.A).split("/")
     return "/".join("_" * len(part) if part in (".", "..") else part for part in parts if part) or "_"
 
 
-def draw_strip(rows: Sequence[tuple[str, Frames]], caption: str) -> Image.Image:
-    """Rows of evenly spaced frames below their caption, each row with its label."""
-    font = ImageFont.load_default(size=16)
-    margin, label, gap = 8, 52, 4
-    frames = len(rows[0][1])
-    shown = np.linspace(0, frames - 1, min(STRIP_FRAMES, frames)).round().astype(int)
-    width = round(STRIP_HEIGHT * rows[0][1].shape[2] / rows[0][1].shape[1])
-    size = (label + len(shown) * (width + gap) + margin, 32 + len(rows) * (STRIP_HEIGHT + gap) + margin)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((margin, margin), caption, fill="black", font=font)
-    for r, (name, clip) in enumerate(rows):
-        top = 32 + r * (STRIP_HEIGHT + gap)
-        draw.text((margin, top + STRIP_HEIGHT // 2 - 8), name, fill="dimgrey", font=font)
-        for c, index in enumerate(shown):
-            picture = Image.fromarray(clip[index]).resize((width, STRIP_HEIGHT), Image.Resampling.BICUBIC)
-            sheet.paste(picture, (label + c * (width + gap), top))
-    return sheet
-
-
 def _client(uri: str) -> MlflowClient:
-    if database := _sqlite_file(uri):
-        database.parent.mkdir(parents=True, exist_ok=True)
-        for name in ("mlflow.store.db.utils", "alembic"):  # a new database lists its migrations
-            logging.getLogger(name).setLevel(logging.WARNING)
+    """A client of what was reached before."""
+    quiet()
     return MlflowClient(tracking_uri=uri)
+
+
+def _connect(uri: str, what: str) -> MlflowClient:
+    try:
+        return connect(uri)
+    except AccessError as error:
+        raise TrackingError(f"{what}: {error}") from error
+
+
+def _artifacts_beside(uri: str, storage: str) -> str | None:
+    """Where an experiment's artifacts go: a server knows; a database would put them into the current directory."""
+    if is_server(uri) or "://" not in uri:
+        return None
+    if database := sqlite_file(uri):
+        return (database.parent / ARTIFACTS).as_uri()
+    return join(storage, ARTIFACTS) if is_uri(storage) else (Path(storage).absolute() / ARTIFACTS).as_uri()
 
 
 def _refuse_served(artifacts: str, uri: str, what: str) -> None:
     """Refuse to go past a server, through its database, to what only the server can read and write."""
-    if urlsplit(artifacts).scheme == "mlflow-artifacts" and not _is_server(uri):
+    if urlsplit(artifacts).scheme == "mlflow-artifacts" and not is_server(uri):
         raise TrackingError(
             f"{what} was made by an MLflow server, which alone reaches its artifacts ({artifacts}); name the server in "
             "tracking.uri or MLFLOW_TRACKING_URI, or name another tracking.experiment"
         )
 
 
-def _is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def _shareable(recipe: Recipe) -> dict[str, Any]:
-    tree = recipe.model_dump(mode="json")
-    if recipe.tracking.uri:
-        tree["tracking"]["uri"] = _without_login(recipe.tracking.uri)
-    return tree
-
-
-def _without_login(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
-
-
-def _told(error: MlflowException, uri: str) -> str:
-    return str(error).replace(uri, _without_login(uri))
-
-
 def _shorten(value: Any) -> str:
-    text = str(value)
+    text = json.dumps(value) if isinstance(value, list) else str(value)
     return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - len(CUT)] + CUT
 
 

@@ -1,0 +1,21 @@
+"""MLflow: where runs are kept, what is written into them, and how to look at them."""
+
+from rayvideo.tracking.address import tracking_uri
+from rayvideo.tracking.look import run_url, ui_command
+from rayvideo.tracking.origin import commit, versions
+from rayvideo.tracking.run import RunRef, Tracker, TrackingError, create_run, find_run, metric_name, open_experiment
+
+__all__ = [
+    "RunRef",
+    "Tracker",
+    "TrackingError",
+    "commit",
+    "create_run",
+    "find_run",
+    "metric_name",
+    "open_experiment",
+    "run_url",
+    "tracking_uri",
+    "ui_command",
+    "versions",
+]
