@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import order, produce
 from rayvideo.recipe import load_recipe
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     wanted = order(recipe, args.captions, args.adapter and absolute(args.adapter), merge=args.merge)
     for row in wanted.rejected:
         print(f"rejected: {row.reason}")
-    command.start_ray(recipe, "generation")
+    start_ray(recipe, "generation")
     summary = produce(wanted, absolute(args.out))
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) of {summary['captions']} captions in "
