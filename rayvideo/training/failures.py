@@ -56,4 +56,5 @@ def reason(error: Exception) -> str:
         lines = [line for line in lines[1:] if not line.startswith("\t")]
     elif lines and lines[0].startswith("Traceback"):
         lines = lines[-1:]  # what was raised stands below where
-    return " ".join(" ".join(lines).split())[:LONGEST] or repr(error)
+    text = " ".join(" ".join(lines).split()).rpartition("Worker exit detail: ")[2]
+    return text[:LONGEST] or repr(error)
