@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -40,7 +40,7 @@ class Steps(tqdm):
     """Seconds that a step usually takes."""
 
     @property
-    def format_dict(self) -> Mapping[str, Any]:
+    def format_dict(self) -> dict[str, Any]:
         """What the formats are filled with."""
         pace = ""
         if self.pace is not None:
@@ -69,7 +69,7 @@ class _Lines(tqdm):
         if not self.disable:
             self.display()
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # type: ignore[attr-defined]
 
 
 class _StepLines(_Lines, Steps):

@@ -49,10 +49,12 @@ def show(
     model.denoiser = add_lora(model.denoiser, Lora(), seed=0)
     tracker = Tracker(ref) if rank == 0 else None
     told: list[tuple[str, int, int]] = []
-    previews = Previews(
-        recipe, model, embeddings, pool, str(folder / "run"), tracker, lambda *news: told.append(news), rank=rank,
-        world_size=world_size,
-    )  # fmt: skip
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    run = str(folder / "run")
+    previews = Previews(recipe, model, embeddings, pool, run, tracker, tell, rank=rank, world_size=world_size)
     state = torch.get_rng_state()
     first = previews.show(0)
     assert torch.equal(torch.get_rng_state(), state)
