@@ -161,8 +161,8 @@ def temporary_folder() -> str:
 
 def _carry_token() -> None:
     """Give a local Ray a token that ends with it; Ray would write one into the home folder, which may be read-only."""
-    stored = Path("~/.ray/auth_token").expanduser()
-    if not any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))) and not stored.is_file():
+    stored = os.path.expanduser("~/.ray/auth_token")  # a user without a home is no error here, as Path makes it
+    if not any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))) and not os.path.isfile(stored):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
