@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayvideo.command import ENVIRONMENT
+from rayvideo.connection import ENVIRONMENT
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora

@@ -73,6 +73,7 @@ start() {
     # Jobs inherit the variables from Ray, and their `python` is found on its path.
     export PATH=$BIN:$PATH MLFLOW_TRACKING_URI=http://127.0.0.1:$MLFLOW_PORT
     export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+    export RAY_worker_niceness=${RAY_worker_niceness:-0} # 15 otherwise: beside any other work jobs would starve
     export RAY_JOB_STOP_WAIT_TIME_S=60 # to close its MLflow run; Ray kills a job that is stopped after 3 s otherwise
     launch ray "$BIN/ray" start --head --port="$RAY_PORT" --ray-client-server-port=$((RAY_PORT + 1)) \
         --dashboard-host=127.0.0.1 --dashboard-port="$DASHBOARD_PORT" --dashboard-agent-listen-port=0 \
@@ -83,7 +84,7 @@ start() {
     cat <<EOF
 
 Submit jobs from this folder, results to an absolute path:
-  export RAY_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT RAY_AUTH_MODE=token
+  export RAY_API_SERVER_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT RAY_AUTH_MODE=token
   ray job submit --working-dir . -- python jobs/finetune.py --recipe RECIPE $(printf %q "storage=$STORAGE")
 The dashboard asks for the token that \`ray get-auth-token\` prints.
 EOF

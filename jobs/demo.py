@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.data.storage import join
 from rayvideo.recipe import load_recipe
 from rayvideo.training.folder import named
@@ -25,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = named(load_recipe(args.recipe, args.overrides))
     run, latents = recipe.tracking.run_name, join(recipe.storage, f"{recipe.tracking.run_name}-latents")
     given = ["--recipe", args.recipe, *args.overrides, f"tracking.run_name={run}"]
-    command.start_ray(recipe)
+    start_ray(recipe)
     job("prepare", *given, "--out", latents)
     job("finetune", *given, "data.manifest=null", f"data.prepared={latents}")
     job("evaluate", *given)

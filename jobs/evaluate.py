@@ -9,6 +9,7 @@ Writes report/index.html, clips.parquet and summary.json into the run folder (or
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.data.storage import absolute, join, read_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
@@ -29,6 +31,8 @@ from rayvideo.paths import argument
 from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.settling import settle
 from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
+
+logger = logging.getLogger(__name__)
 
 LOG_WIDTH = 120  # columns of the table where no terminal says otherwise
 
@@ -50,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     if args.base_only:
         adapter = None
     check(recipe, adapter)
-    command.start_ray(recipe, "generation", "judges", "held_out")
+    start_ray(recipe, "generation", "judges", "held_out")
     recipe = settle(recipe, "evaluation")
 
     trained = read_summary(run_folder) if run_folder else {}
@@ -60,6 +64,7 @@ def main(args: argparse.Namespace) -> None:
     with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
         work = Path(folder)
         comparison = evaluate(recipe, adapter, work)
+        logger.info("writing the report")
         metrics = join(run_folder, "metrics.jsonl") if run_folder else ""
         curve = read_bytes(metrics).decode() if is_file(metrics) else None
         write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.recipe import load_recipe
 from rayvideo.tracking import tracking_uri, ui_command
 from rayvideo.training import preflight
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
     preflight.check_place(recipe, resume=args.resume)
-    command.start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
+    start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
     summary = finetune(recipe, resume=args.resume)
     for judge, score in summary["scores"].items():
         print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")

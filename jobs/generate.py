@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import check, order, produce
 from rayvideo.paths import argument
@@ -24,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
     command.refuse_lost({"--out": args.out})
     adapter = args.adapter and absolute(args.adapter)
     check(recipe, args.captions, adapter, merge=args.merge)
-    command.start_ray(recipe, "generation")
+    start_ray(recipe, "generation")
     wanted = order(settle(recipe, "evaluation"), args.captions, adapter, merge=args.merge)
     for row in wanted.rejected:
         print(f"rejected: {row.reason}")

@@ -11,6 +11,7 @@ import argparse
 import shlex
 
 from rayvideo import command
+from rayvideo.connection import start_ray
 from rayvideo.data import latents
 from rayvideo.paths import argument
 from rayvideo.recipe import load_recipe
@@ -20,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     command.refuse_lost({"--out": args.out})
     latents.check(recipe)
-    command.start_ray(recipe, "data")
+    start_ray(recipe, "data")
     summary = latents.prepare_to(recipe, args.out)
     print(
         f"{args.out}: {summary['clips']} clips ({summary['new_clips']} new) and {summary['captions']} captions in "

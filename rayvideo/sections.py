@@ -322,14 +322,24 @@ class Training(Section):
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")
-    keep_best: bool = Field(
-        True,
-        description="Also keep the checkpoint with the highest mean reward of the steps since the one before it.",
+    keep_best: Literal["reward"] | None = Field(
+        None,
+        description="'reward' also keeps the checkpoint with the highest mean training reward of the steps since the "
+        "one before it, which is what a run that only pleases its judge maximises too (docs/checkpointing.md).",
     )
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")
     gpus_per_worker: float = Field(0.0, ge=0, description="GPUs that a worker reserves (0 trains on CPU).")
     resources: Resources = Field({}, description="Custom resources that a worker reserves, e.g. {trainer: 1}.")
+
+    @field_validator("keep_best", mode="before")
+    @classmethod
+    def _best_by_what(cls, value: Any) -> Any:
+        if value is True:
+            raise ValueError(
+                "training.keep_best true: say by what the best is told, 'reward', or null to keep the newest only"
+            )
+        return None if value is False else value
 
     @model_validator(mode="after")
     def _fp16_is_scaled(self) -> Training:

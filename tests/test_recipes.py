@@ -90,3 +90,12 @@ def test_workers_are_a_number_or_bounds(overrides, bounds, written):
 def test_workers_that_make_no_sense_are_refused(override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(FOLDER / "menagerie.yaml", [override])
+
+
+def test_what_is_best_is_said_by_its_measure():
+    file = FOLDER / "menagerie-demo.yaml"
+    assert load_recipe(file).training.keep_best is None
+    assert load_recipe(file, ["training.keep_best=reward"]).training.keep_best == "reward"
+    assert load_recipe(file, ["training.keep_best=false"]).training.keep_best is None
+    with pytest.raises(RecipeError, match=r"training\.keep_best true: say by .*, 'reward', or null to keep the newest"):
+        load_recipe(file, ["training.keep_best=true"])

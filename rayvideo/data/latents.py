@@ -126,8 +126,10 @@ def stream(recipe: Recipe) -> LatentTable:
     rejected: list[Rejected] = []
     _tally(recipe, outcomes(), len(entries), 0, rejected)
     captions: dict[str, Place] = {}
-    for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
-        captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
+    with progress("embedding captions", _distinct(entries), unit="caption") as bar:
+        for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
+            captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
+            bar.update(len(block))
     return LatentTable([clips[clip] for clip in sorted(clips)], captions, rejected)
 
 
@@ -169,6 +171,11 @@ def _embedded_captions(recipe: Recipe, entries: Sequence[Entry]) -> Dataset:
     captions = dict.fromkeys(["", *(entry["caption"] for entry in entries)])
     table = pa.table({"caption": pa.array(captions, pa.string())})
     return _encode(_dataset(table, CAPTIONS_PER_CALL), _CaptionEncoder, recipe)
+
+
+def _distinct(entries: Sequence[Entry]) -> int:
+    """How many captions there are, with ""."""
+    return len({"", *(entry["caption"] for entry in entries)})
 
 
 def _dataset(table: pa.Table, rows_per_block: int) -> Dataset:
@@ -230,7 +237,7 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
     """Write captions.parquet unless it is there, and return how many captions it holds."""
     path = join(out, "captions.parquet")
     filesystem, inner = locate(path)
-    total = len({"", *(entry["caption"] for entry in entries)})
+    total = _distinct(entries)
     if filesystem.get_file_info(inner).type == pa.fs.FileType.File:
         return total
     blocks = (block for _, block in _blocks(_embedded_captions(recipe, entries), "caption", "embedding"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import ray
 from rich.console import Console
 
-from rayvideo.command import start_ray
+from rayvideo.connection import start_ray
 from rayvideo.doctor.examine import examine
 from rayvideo.doctor.show import print_table, summary, write_json
 from rayvideo.recipe import load_recipe

@@ -144,7 +144,8 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     pool = RewardPool([*recipe.reward.judges, *recipe.evaluation.judges])
     try:
         with Workers(recipe, adapter) as workers:
-            pool.wait_until_ready()
+            with progress("loading judges", len(pool.judges), unit="judge") as bar:
+                pool.wait_until_ready(lambda _: bar.update())
             real_rows, real_features, unreadable = _read_reference(recipe, workers, pool)
             with progress("generating and judging", len(everything) * len(lengths), unit="caption") as bar:
                 for steps in lengths:
@@ -179,7 +180,9 @@ def _judged(
     recipe: Recipe, workers: Workers, pool: RewardPool, prompts: Sequence[Prompt], steps: int, bar: tqdm
 ) -> Iterator[_Clip]:
     """The clips of every prompt, with their scores and measures."""
+    bar.set_description_str(f"generating and judging {prompts[0].set}", refresh=False)
     for batch, clips in workers.generate(prompts, steps):
+        bar.set_description_str(f"generating and judging {batch[-1].set}", refresh=False)
         for variant, made in clips.items():
             figures = _score(recipe, pool, made, [prompt.caption for prompt in batch])
             for i, prompt in enumerate(batch):

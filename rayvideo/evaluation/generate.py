@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ def generate_clips(
     batch_size: int = 8,
     fixed_batch: bool = False,
     embeddings: Mapping[str, Tensor] | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One clip for each pair of caption and seed: float [N, F, 3, H, W] in [0, 1] on the CPU.
 
@@ -46,8 +47,9 @@ def generate_clips(
         fixed_batch: Fill the last batch up with repetitions, so that all forward passes have one size and the last bits
             don't depend on how many clips there are.
         steps: DDIM steps D of the whole chain.
-        guidance: Classifier-free guidance scale.
+        guidance: Classifier-free guidance scale; 1 is the caption's prediction alone.
         embeddings: What `embed_captions` gave, for a model that was loaded without its text tower.
+        told: Called with the number of clips that are made, after each batch.
     """
     if len(captions) != len(seeds):
         raise ValueError(f"every clip needs a caption and a seed: got {len(captions)} captions, {len(seeds)} seeds")
@@ -63,16 +65,12 @@ def generate_clips(
         chosen = [caption for caption, _ in pairs]
         own = [generator_for(seed, "generate", caption) for caption, seed in pairs]
         latents = editing.normal((len(chosen), *shape), own, model.device)
-        prompts = torch.stack([table[""]] * len(chosen) + [table[caption] for caption in chosen])
-        prompts = prompts.to(model.device)
-
-        def predict_pair(latents: Tensor, timestep: Tensor, prompts: Tensor = prompts) -> Tensor:
-            return model.predict(latents, timestep, prompts)
-
-        predict = editing.guided(predict_pair, guidance)
+        predict = model.guided(torch.stack([table[caption] for caption in chosen]), table[""][None], guidance)
         latents = editing.denoise(predict, latents, model.scheduler, grid, grad_steps=0, checkpoint=False)
         # Clip by clip: decoded frames, not latents, are what fills the memory.
         clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents[:wanted]]
+        if told:
+            told(len(clips))
     return torch.stack(clips)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
-from rayvideo.evaluation.captions import file_name, shown
+from rayvideo.evaluation.captions import Prompt, file_name, shown
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
 from rayvideo.evaluation.judge import judge_clips
 from rayvideo.evaluation.metrics import flicker, motion
@@ -24,6 +26,8 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import Tracker
 
+logger = logging.getLogger(__name__)
+
 MIN_HEIGHT = 256  # pixels of a clip in a player
 
 Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
@@ -32,7 +36,10 @@ Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
 def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
     """Caption -> embedding [L, C] of all captions that are shown; loads the text tower for it and lets it go."""
     captions = [prompt.caption for prompt in shown(recipe)]
-    return embed_captions(load_model(recipe.model.path, parts=("text",)), captions) if captions else {}
+    if not captions:
+        return {}
+    logger.info("embedding %d captions of previews", len(captions))
+    return embed_captions(load_model(recipe.model.path, parts=("text",)), captions)
 
 
 class Previews:
@@ -46,6 +53,7 @@ class Previews:
         embeddings: What `embed_shown` gave.
         pool: Judges the clips.
         tracker: Of the run, on rank 0; other ranks need none.
+        told: Called with what is made, and how many clips of how many are there.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Previews:
         pool: RewardPool,
         run_folder: str,
         tracker: Tracker | None,
+        told: Callable[[str, int, int], None] | None = None,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -66,6 +75,7 @@ class Previews:
         self._pool = pool
         self._run_folder = run_folder
         self._tracker = tracker
+        self._told = told
         self._rank = rank
         self._world_size = world_size
         self._prompts = shown(recipe)
@@ -77,14 +87,14 @@ class Previews:
             return {}
         if self._base is None:
             with adapter_disabled(self._model.denoiser):
-                self._base = self._generate()
+                self._base = self._generate("previews of the base")
         # At the start the adapter's B is 0, so that the tuned model is the base.
-        tuned = self._generate() if step else self._base
+        tuned = self._generate(f"previews of step {step}") if step else self._base
         if self._tracker is None:
             return {}
         folder = f"samples/step-{step:06d}"
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
-            if self._tracker.logged(f"preview/{prompt.set}/motion.tuned", step):  # figures, the last to be logged
+            if self._logged(prompt, step):
                 continue
             side_by_side = _enlarged(np.concatenate([base, after], axis=2))
             file = f"{folder}/{file_name(number, prompt)}.mp4"
@@ -95,8 +105,27 @@ class Previews:
         self._tracker.log(step, figures)
         return figures
 
-    def _generate(self) -> Pixels:
+    def lacks(self, step: int) -> bool:
+        """Whether MLflow has not all of a step's previews yet; every rank must ask."""
+        lacking = self._tracker is not None and not all(self._logged(prompt, step) for prompt in self._prompts)
+        if self._world_size == 1:
+            return lacking
+        answer = torch.tensor(lacking, dtype=torch.uint8, device=self._model.device)
+        dist.broadcast(answer, 0)
+        return bool(answer)
+
+    def _logged(self, prompt: Prompt, step: int) -> bool:
+        tracker = cast(Tracker, self._tracker)
+        return tracker.logged(f"preview/{prompt.set}/motion.tuned", step)  # a figure: they are the last to be logged
+
+    def _generate(self, what: str) -> Pixels:
         """Every prompt's clip, on every rank."""
+
+        def told(clips: int) -> None:
+            if self._told:  # the ranks keep pace
+                self._told(what, min(clips * self._world_size, len(self._prompts)), len(self._prompts))
+
+        told(0)
         share = math.ceil(len(self._prompts) / self._world_size)
         # Ranks without a prompt of their own repeat the first, so that all run the same forward passes.
         padded = self._prompts + [self._prompts[0]] * (share * self._world_size - len(self._prompts))
@@ -113,6 +142,7 @@ class Previews:
             width=data.width,
             batch_size=options.batch_size,
             embeddings=self._embeddings,
+            told=told,
         )
         pixels = torch.from_numpy(to_pixels(clips)).to(self._model.device)
         shares = [pixels]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rayvideo.editing import Generators, normal
+from rayvideo.editing import Generators, Predict, guided, normal
 from rayvideo.errors import UserError
 
 T = TypeVar("T")
@@ -82,6 +82,20 @@ class VideoModel(ABC):
     @abstractmethod
     def predict(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Predicted noise [B, C, F, h, w] at `timestep` ([] or [B]), in the latents' number format."""
+
+    def guided(self, prompt_embeds: Tensor, unconditional: Tensor, scale: float) -> Predict:
+        """The prediction for prompts [B, L, C] with classifier-free guidance away from the empty one [1, L, C].
+
+        A `scale` of 1 is the prediction for the prompts alone, at half the cost.
+        """
+        if scale != 1:
+            prompt_embeds = torch.cat([unconditional.expand_as(prompt_embeds), prompt_embeds])
+        prompt_embeds = prompt_embeds.to(self.device)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            return self.predict(latents, timestep, prompt_embeds)
+
+        return predict if scale == 1 else guided(predict, scale)
 
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

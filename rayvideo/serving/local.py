@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ class LocalPool(RewardPool):
         self._rewards = {judge.name: load_reward(judge, self._device) for judge in judges}
         self._views = [None] * len(self.judges)
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, told: Callable[[str], object] = lambda judge: None) -> None:
         """Nothing to wait for: the judges were loaded when the pool was made."""
+        for judge in self.judges:
+            told(judge.name)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, cast
@@ -114,8 +114,11 @@ class RewardPool:
                 raise RewardError(f"reward.shared {shared!r}: {refused}; give this run's judges another name")
             return router
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, told: Callable[[str], object] = lambda judge: None) -> None:
         """Return when every judge is loaded.
+
+        Args:
+            told: Called with the name of each judge that is.
 
         Raises:
             RewardError: naming the judge that can't be loaded, or isn't within its `load_timeout_s`.
@@ -129,6 +132,7 @@ class RewardPool:
             if error:
                 raise RewardError(error)
             views.append(view)
+            told(judge.name)
         self._views = views
 
     def submit(self, frames: Tensor, prompts: Sequence[str], gradient: bool = True) -> Pending:

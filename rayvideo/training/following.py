@@ -1,62 +1,101 @@
-"""The driver's view of a training that runs elsewhere: a progress bar fed by files of the run folder."""
+"""The driver's view of a training that runs elsewhere: what it does and how far it is, on a terminal or in a log."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
-from typing import Any
 
-from rayvideo.data.storage import is_uri, join, locate
-from rayvideo.evaluation.folder import is_file
-from rayvideo.progress import progress
+from tqdm import tqdm
+
+from rayvideo.progress import progress, step_progress
 from rayvideo.training.attempts import attempts_of
+from rayvideo.training.news import Board, News
 
 EVERY_S = 0.5
-EVERY_REMOTE_S = 5.0  # a bucket's files change at checkpoints, and each look is a request
-TAIL_BYTES = 65536  # more than a line
 
 
 @contextmanager
-def following(run_folder: str, steps: int, judges: Sequence[str], call: str) -> Iterator[None]:
+def following(board: Board, run_folder: str, steps: int, call: str) -> Iterator[None]:
     """Show a bar for as long as the block runs: how many of `steps` are done, with the judges' raw scores.
 
-    Says so when the workers of this `call` of finetune were started again, or passed over a checkpoint.
+    Between steps it says what takes the time. It tells when the workers of this `call` of finetune were started again,
+    or passed over a checkpoint.
     """
     done = Event()
-    thread = Thread(target=_follow, args=(run_folder, steps, judges, call, done), daemon=True)
+    thread = Thread(target=_follow, args=(board, run_folder, steps, call, done), daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+        board.clear()
 
 
-def _follow(run_folder: str, steps: int, judges: Sequence[str], call: str, done: Event) -> None:
-    with progress("fine-tuning", steps, unit="step") as bar:
-        finished, told = False, 0
-        pause = EVERY_REMOTE_S if is_uri(run_folder) else EVERY_S
-        while not finished:
-            finished = done.wait(pause)  # the last look comes after the last step
-            attempts = [attempt for attempt in attempts_of(run_folder) if attempt.call == call]
-            for number, attempt in enumerate(attempts[told:], told):
-                if number or attempt.refused:
-                    bar.write(f"training goes on {attempt}")
+def _follow(board: Board, run_folder: str, steps: int, call: str, done: Event) -> None:
+    view = View(steps)
+    finished, told, attempt = False, 0, 0
+    while not finished:
+        finished = done.wait(EVERY_S)  # the last look comes after the last step
+        news = board.read()
+        if news.attempt != attempt:
+            attempt = news.attempt
+            attempts = [one for one in attempts_of(run_folder) if one.call == call]
+            for number, one in enumerate(attempts[told:], told):
+                if number or one.refused:
+                    view.say(f"training goes on {one}")
             told = len(attempts)
-            newest = last_line(join(run_folder, "metrics.jsonl"))
-            if newest is not None:
-                bar.set_postfix({judge: f"{newest[f'score/{judge}']:.4f}" for judge in judges}, refresh=False)
-                bar.update(newest["step"] - bar.n)
+        view.show(news)
+    view.close()
 
 
-def last_line(metrics: str) -> dict[str, Any] | None:
-    """The newest whole line of metrics.jsonl; None if there is none yet."""
-    if not is_file(metrics):
-        return None
-    filesystem, inner = locate(metrics)
-    with filesystem.open_input_file(inner) as file:
-        file.seek(max(0, file.size() - TAIL_BYTES))
-        lines = file.read().decode().split("\n")[:-1]  # the last one may still be written
-    return json.loads(lines[-1]) if lines else None
+class View:
+    """A bar of steps, and below it one of the phase that takes the time, if that can be counted.
+
+    On a terminal the second one goes when the phase ends.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._bar = step_progress("fine-tuning", steps)
+        self._phase = ""
+        self._counted: tqdm | None = None
+
+    def show(self, news: News) -> None:
+        """Bring the bars up to what is known now."""
+        if news.step is not None:
+            self._bar.pace = news.pace
+            self._bar.set_postfix({judge: f"{score:.4f}" for judge, score in news.scores.items()}, refresh=False)
+            self._bar.update(news.step - self._bar.n)
+        if news.phase != self._phase:
+            self._begin(news)
+        if self._counted:
+            self._counted.update(news.done - self._counted.n)
+        if sys.stderr.isatty():
+            self._bar.refresh()  # its clock shows that somebody is there
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the bars."""
+        self._end()
+        self._bar.close()
+
+    def _begin(self, news: News) -> None:
+        self._end()
+        self._phase = news.phase
+        uncounted = news.phase and not news.total
+        if sys.stderr.isatty():
+            self._bar.set_description_str(f"fine-tuning, {news.phase}" if uncounted else "fine-tuning", refresh=False)
+        elif uncounted:
+            self.say(f"fine-tuning: {news.phase}")
+        if news.total:
+            self._counted = progress(news.phase, news.total, leave=False)
+
+    def _end(self) -> None:
+        if self._counted:
+            self._counted.close()
+        self._counted = None

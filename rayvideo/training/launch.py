@@ -19,6 +19,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
+from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
@@ -39,6 +40,7 @@ from rayvideo.training.elastic import Trainer
 from rayvideo.training.failures import OnFailure
 from rayvideo.training.following import following
 from rayvideo.training.lock import only_driver
+from rayvideo.training.news import News
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.preflight import check_place
@@ -116,7 +118,8 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
     try:
         table = open_latents(recipe)  # this and the next line while the judges load
         shown = embed_shown(recipe)
-        pool.wait_until_ready()
+        with progress("loading judges", len(pool.judges), unit="judge") as bar:
+            pool.wait_until_ready(lambda _: bar.update())
         ref = _begin(recipe, table, ref)
         with Tracker(ref) as tracker:
             try:
@@ -155,9 +158,8 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
     Raises:
         Stopped: SIGTERM or SIGINT ended it before.
     """
-    judges = [judge.name for judge in plan.recipe.reward.judges]
     steps = plan.recipe.training.steps
-    with on_signals(plan.mailbox) as caught, following(plan.run_folder, steps, judges, plan.call):
+    with on_signals(plan.mailbox) as caught, following(plan.board, plan.run_folder, steps, plan.call):
         done = -1
         while True:
             _attempt(plan)
@@ -179,6 +181,7 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
 
 def _attempt(plan: Plan) -> None:
     """Run the loop until the workers end, after the last step or because they were asked to stop."""
+    plan.board.pin(News("starting workers"))
     forget_reports(plan.run_folder)
     options = plan.recipe.training
     workers = options.workers
@@ -199,9 +202,9 @@ def _attempt(plan: Plan) -> None:
             storage_path=plan.run_folder,
             failure_config=FailureConfig(max_failures=options.max_failures),
             callbacks=[
-                OnFailure(plan.run_folder),
+                OnFailure(plan.run_folder, plan.board),
                 OnSigterm(),
-                Retention(plan.run_folder, options.keep_checkpoints, options.keep_best),
+                Retention(plan.run_folder, options.keep_checkpoints, options.keep_best == "reward"),
             ],
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised here, or told by OnFailure
         ),
@@ -224,6 +227,7 @@ def _finish(
     if newest is None or newest.step != recipe.training.steps:
         said = "; ".join(one.why for one in refused) or "it is gone"
         raise CheckpointError(f"the checkpoint of the last step can't be used: {said}. Resume the run to do it again")
+    logger.info("keeping the adapter of step %d", newest.step)
     with fetched(newest.folder) as files:
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
@@ -245,7 +249,7 @@ def _finish(
 
 
 def _best(folder: str, newest: Good) -> dict[str, Any] | None:
-    """The checkpoint with the highest mean reward, and its adapter's place if it was kept."""
+    """The checkpoint with the highest mean training reward, and its adapter's place if it is there still."""
     best = newest.state["best"]
     if best is None:
         return None

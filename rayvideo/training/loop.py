@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
 
 import ray.train
@@ -16,11 +17,13 @@ from rayvideo.evaluation.previews import Previews
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora
 from rayvideo.precision import DTYPES
+from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
-from rayvideo.training.meters import Clock, Journal, gather_over_workers, mean_over_workers
+from rayvideo.training.meters import Clock, Journal, Pace, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training.news import Reporter
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import STOP, asked
 from rayvideo.training.saver import Saver, agree, load
@@ -37,6 +40,8 @@ def train(config: dict[str, Any]) -> None:
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
+    report = Reporter(plan.board if rank == 0 else None)
+    report.phase("loading the model")
 
     model = load_model(
         recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device, parts=("denoiser", "vae")
@@ -48,6 +53,7 @@ def train(config: dict[str, Any]) -> None:
     rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
     engine = Engine(adapted, recipe.training, rollout.passes)
     model.denoiser = engine.denoiser
+    report.phase("looking for checkpoints")
     start = agree(plan, rank, workers)
     best = load(engine, plan, start, rank, workers)
 
@@ -56,29 +62,46 @@ def train(config: dict[str, Any]) -> None:
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
         tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
-    previews = Previews(recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, rank=rank, world_size=workers)
-
-    if start.step == 0:
-        previews.show(0)
+    report.stepped(start.step, attempt=start.attempt)
+    previews = Previews(
+        recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
+    )
+    # A stop does not wait for the previews of its step.
+    if start.step == 0 or (_shows(recipe, start.step) and previews.lacks(start.step)):
+        previews.show(start.step)
+    pace = Pace()
+    report.phase("first step (warming up)")
     saver = Saver(engine, plan, start, rank, workers)
     try:
         for step in range(start.step + 1, recipe.training.steps + 1):
+            began = time.monotonic()
             values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
             stop = values.pop(STOP) > 0
             clips = gather_over_workers(torch.tensor(trainer.taken(), device=device)).tolist()
             if tracker and journal:
                 tracker.log(step, values)
                 journal.add(step, {**values, "clips": clips})
+                scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
+                report.stepped(step, pace=pace.add(time.monotonic() - began), scores=scores)
             last = step == recipe.training.steps
-            if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0 and not stop):
+            if last or (_shows(recipe, step) and not stop):
                 previews.show(step)
             if last or stop or step % recipe.training.checkpoint_every == 0:
+                report.phase(f"checkpoint of step {step}")
                 if tracker and journal:
                     tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
                     journal.save()
                 saver.save(step, journal.rate(step) if journal else None)
             if stop:
                 break
+            if not last:
+                report.stepped(step)
+        report.phase("writing the last checkpoint")
     finally:
         saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()
+
+
+def _shows(recipe: Recipe, step: int) -> bool:
+    """Whether previews are due after a step that is not the last."""
+    return bool(recipe.evaluation.every) and step % recipe.evaluation.every == 0

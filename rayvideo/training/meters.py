@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayvideo.data.storage import is_uri, write_bytes
-from rayvideo.evaluation.folder import read_lines
+from rayvideo.data.storage import is_uri, read_bytes, write_bytes
+from rayvideo.evaluation.folder import is_file, read_lines
 
 logger = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 30.0
+SAVE_SHARE = 0.01  # of a run's time, at most
+PACE_STEPS = 20
 
 
 class Clock:
@@ -36,6 +41,21 @@ class Clock:
         if self._device.type == "cuda":  # work that was only queued belongs to this phase
             torch.cuda.synchronize(self._device)
         self.seconds[phase] += time.perf_counter() - started
+
+
+class Pace:
+    """What a step usually takes: the median of the last ones. The first, which warms up, does not count."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=PACE_STEPS)
+        self._warm = False
+
+    def add(self, seconds: float) -> float | None:
+        """A step more; returns the seconds that one usually takes, None after the first."""
+        if self._warm:
+            self._seconds.append(seconds)
+        self._warm = True
+        return median(self._seconds) if self._seconds else None
 
 
 def mean_over_workers(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
@@ -63,6 +83,9 @@ class Best(NamedTuple):
 class Journal:
     """metrics.jsonl: one JSON object a step, in the order of steps, each step once.
 
+    A local file grows by each step, and stays the same file: `tail -f` follows it. A bucket's objects can't grow; there
+    the file is written anew at an interval, and by `save`.
+
     Args:
         path: Local file or URI; steps up to `start` that it holds already are kept.
         start: Optimizer steps that are done.
@@ -71,24 +94,42 @@ class Journal:
 
     def __init__(self, path: str, start: int, best: Best | None = None) -> None:
         self._path = path
+        self._remote = is_uri(path)
         self._lines = [json.dumps(line) for line in read_lines(path) if line["step"] <= start]
         if missing := start - len(self._lines):
             logger.warning("%s: %d of the first %d steps are missing; MLflow has them", path, missing, start)
         self._since: list[float] = []
         self.best = best
-        self.save()
+        if not is_file(path) or read_bytes(path) != self._content():
+            self._write()
+        self._next_save = time.monotonic() + SAVE_EVERY_S
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a step."""
         self._lines.append(json.dumps({"step": step, **values}))
         self._since.append(values["reward"])
-        if not is_uri(self._path):  # a bucket's objects can't grow: there `save` brings the new lines
+        if not self._remote:
             with open(self._path, "a") as file:
                 file.write(self._lines[-1] + "\n")
+        elif time.monotonic() >= self._next_save:
+            self.save()
 
     def save(self) -> None:
-        """Write the whole file."""
-        write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
+        """Return when every step is in storage, to last."""
+        if not self._remote:
+            with open(self._path) as file:
+                os.fsync(file.fileno())
+            return
+        started = time.monotonic()
+        self._write()
+        ended = time.monotonic()
+        self._next_save = ended + max(SAVE_EVERY_S, (ended - started) / SAVE_SHARE)
+
+    def _write(self) -> None:
+        write_bytes(self._path, self._content())
+
+    def _content(self) -> bytes:
+        return "".join(f"{line}\n" for line in self._lines).encode()
 
     def rate(self, step: int) -> Best | None:
         """The best checkpoint, once `step` has one too: it is judged by the steps added since this was asked last."""

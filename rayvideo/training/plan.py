@@ -10,6 +10,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
+from rayvideo.training.news import Board
 from rayvideo.training.preemption import Mailbox
 
 
@@ -31,3 +32,4 @@ class Plan:
     why: str
     """Reason of that call, for the record of attempts."""
     mailbox: Mailbox = field(default_factory=Mailbox)
+    board: Board = field(default_factory=Board)

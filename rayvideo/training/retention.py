@@ -17,7 +17,7 @@ class Retention(UserCallback):
 
     Args:
         keep: Newest ones that stay.
-        keep_best: Whether the best one stays as well.
+        keep_best: Whether the one of the highest reward stays as well.
     """
 
     def __init__(self, run_folder: str, keep: int, keep_best: bool) -> None:

@@ -77,16 +77,8 @@ class Rollout(ABC):
         return self._model.posterior(clips.mean.to(device), clips.logvar.to(device)).sample(own)
 
     def _predict(self, clips: Batch) -> editing.Predict:
-        """The guided prediction for the clips' captions; a scale of 1 is the prediction for the captions alone."""
-        model, scale, prompts = self._model, self._recipe.editing.guidance, clips.embeddings
-        if scale != 1:
-            prompts = torch.cat([self._unconditional.expand_as(prompts), prompts])
-        prompts = prompts.to(model.device)
-
-        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            return model.predict(latents, timestep, prompts)
-
-        return predict if scale == 1 else editing.guided(predict, scale)
+        """The guided prediction for the clips' captions."""
+        return self._model.guided(clips.embeddings, self._unconditional, self._recipe.editing.guidance)
 
     def _denoise(self, clips: Batch, noisy: Tensor, grid: Tensor, grad_steps: int) -> Tensor:
         """The chain over `grid` (Eq. 3, 4)."""

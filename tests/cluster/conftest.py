@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 
-from rayvideo.command import ENVIRONMENT
+from rayvideo.connection import ENVIRONMENT
 from tests.cluster.object_store import CREDENTIALS, object_store
 
 

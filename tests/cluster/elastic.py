@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from torch import Tensor
 
-from rayvideo.command import ENVIRONMENT
+from rayvideo.connection import ENVIRONMENT
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Workers
 from rayvideo.training.attempts import attempts_of

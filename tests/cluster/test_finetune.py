@@ -196,7 +196,8 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
 def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline, tiny_judge, tiny_clips, storage):
     """SIGTERM to one of two workers, then to the driver; resumed on one worker, it ends where `finished` did."""
     workers = {"workers": 2, "batch_size": 1, "accumulation": 2, "checkpoint_every": 99}
-    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "told", training=workers)
+    every = {"sets": {"in": str(storage / "captions.txt")}, "every": 1}
+    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "told", training=workers, evaluation=every)
     folder = storage / "runs" / "told"
     Thread(target=terminate_a_worker, args=(folder / "metrics.jsonl",), daemon=True).start()
     with terminated_at_the_next_attempt(), pytest.raises(Stopped) as stopped:
@@ -216,6 +217,8 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline,
     lines, wanted = metrics_of(folder), metrics_of(finished.folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["reward"] for line in lines] == pytest.approx([line["reward"] for line in wanted], rel=1e-6)
+    shown = client.get_metric_history(summary["mlflow"]["run_id"], "preview/in/motion.tuned")
+    assert sorted(point.step for point in shown) == [0, 1, 2, 3, 4], "a stop's step was left out, or shown twice"
     tuned = load_file(folder / "adapter" / "adapter_model.safetensors")
     error = torch.cat([(tuned[name] - weight).flatten() for name, weight in finished.adapter().items()])
     assert error.norm() < 1e-5 * torch.cat([weight.flatten() for weight in tuned.values()]).norm()

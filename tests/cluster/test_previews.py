@@ -48,7 +48,13 @@ def show(
     model = load_model(recipe.model.path, parts=("denoiser", "vae"))
     model.denoiser = add_lora(model.denoiser, Lora(), seed=0)
     tracker = Tracker(ref) if rank == 0 else None
-    previews = Previews(recipe, model, embeddings, pool, str(folder / "run"), tracker, rank=rank, world_size=world_size)
+    told: list[tuple[str, int, int]] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    run = str(folder / "run")
+    previews = Previews(recipe, model, embeddings, pool, run, tracker, tell, rank=rank, world_size=world_size)
     state = torch.get_rng_state()
     first = previews.show(0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -57,8 +63,12 @@ def show(
         for weight in lora_parameters(model.denoiser).values():
             weight.normal_(std=0.3)
     last = previews.show(2)
+    assert told[0] == ("previews of the base", 0, 3)
+    assert told[-1] == ("previews of step 2", 3, 3)
     if tracker:
         tracker.flush()
+        previews._tracker = Tracker(ref, skip_logged=True)  # as a resumed training has it
+    assert [previews.lacks(step) for step in (2, 3)] == [False, True]
     if world_size > 1:
         dist.destroy_process_group()
     return [first, last]

@@ -66,6 +66,7 @@ def recipe_for(pipeline: Path, clips: Path, gate: Path, name: str, storage: str,
             "training": {
                 "steps": STEPS, "workers": 2, "batch_size": 1, "accumulation": 2, "lr": 1e-3, "warmup_steps": 2,
                 "precision": "fp32", "zero_stage": 2, "checkpoint_every": 2, "keep_checkpoints": 2,
+                "keep_best": "reward",
             },
             "tracking": {"run_name": name, "uri": database},
             "storage": storage,
@@ -189,6 +190,7 @@ def test_every_attempt_says_where_it_began_and_why(killed):
     assert second.from_step == 2
     # The other one's connection to it may be what is noticed first.
     assert re.match(r"worker [01] was lost: ", second.why)
+    assert "Worker(" not in second.why
     assert second.call == first.call
     assert (third.from_step, third.why) == (2, "resumed")
     damage = "step-000004: adapter/adapter_model.safetensors is not what was written: other bytes of the same number"

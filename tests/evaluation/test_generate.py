@@ -70,6 +70,19 @@ def test_equals_the_diffusers_pipeline(model: VideoModel, clips: Tensor, tiny_pi
     torch.testing.assert_close(made[0], clips[1], atol=1e-4, rtol=0)
 
 
+def test_a_guidance_of_1_is_the_captions_prediction_alone_at_half_the_cost(model: VideoModel) -> None:
+    passes: list[int] = []
+    made: list[int] = []
+    hook = model.denoiser.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    size = {**SIZE, "guidance": 1.0}
+    alone = generate_clips(model, CAPTIONS, SEEDS, batch_size=3, told=made.append, **size)
+    hook.remove()
+    assert passes == 3 * [3] + 3 * [2]  # clips, and as many steps
+    assert made == [3, 5]
+    nearly = generate_clips(model, CAPTIONS, SEEDS, batch_size=3, **{**SIZE, "guidance": 1.0001})
+    torch.testing.assert_close(alone, nearly, atol=1e-3, rtol=0)
+
+
 def test_every_caption_needs_a_seed(model: VideoModel) -> None:
     with pytest.raises(ValueError, match="5 captions, 2 seeds"):
         generate_clips(model, CAPTIONS, [0, 1], **SIZE)

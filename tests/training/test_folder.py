@@ -119,7 +119,7 @@ def test_the_folder_shows_no_login(tmp_path):
 def test_what_does_not_change_the_numbers_may_change(tmp_path):
     begin(recipe_in(tmp_path))
     changed = {
-        "training": {"steps": 7, "max_failures": 0, "keep_best": False, "workers": 2},
+        "training": {"steps": 7, "max_failures": 0, "keep_best": "reward", "workers": 2},
         "evaluation": {"previews": 9},
     }
     assert runs.begun(recipe_in(tmp_path, **changed)) == "abc"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from rayvideo.training.following import last_line
-from rayvideo.training.meters import Clock, Journal
+from rayvideo.training import meters
+from rayvideo.training.meters import Clock, Journal, Pace
 
 
 def steps_of(path: Path) -> list[int]:
@@ -15,9 +15,8 @@ def steps_of(path: Path) -> list[int]:
 
 def test_the_journal_holds_each_step_once(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
-    assert last_line(str(path)) is None
     first = Journal(str(path), start=0)
-    assert last_line(str(path)) is None
+    assert steps_of(path) == []
     for step in (1, 2, 3):
         first.add(step, {"reward": step / 10})
     assert json.loads(path.read_text().splitlines()[1]) == {"step": 2, "reward": 0.2}
@@ -26,33 +25,42 @@ def test_the_journal_holds_each_step_once(tmp_path):
     assert steps_of(path) == [1, 2]
     again.add(3, {"reward": 0.5})
     assert steps_of(path) == [1, 2, 3]
-    assert last_line(str(path)) == {"step": 3, "reward": 0.5}
+    assert json.loads(path.read_text().splitlines()[-1]) == {"step": 3, "reward": 0.5}
 
     Journal(str(path), start=0)
     assert steps_of(path) == []
 
 
-def test_a_half_written_line_is_not_read(tmp_path):
+def test_tail_follows_a_local_journal_through_checkpoints_and_restarts(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "rew')
-    assert last_line(str(path)) == {"step": 1}
+    journal = Journal(str(path), start=0)
+    with path.open() as reader:
+        for step in (1, 2, 3):
+            journal.add(step, {"reward": 0.1})
+            assert json.loads(reader.readline())["step"] == step
+            journal.save()
+        again = Journal(str(path), start=3)
+        again.add(4, {"reward": 0.1})
+        assert json.loads(reader.readline())["step"] == 4
 
 
-def test_a_long_journal_is_read_from_its_end(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": i, "pad": "x" * 500}) + "\n" for i in range(1000)))
-    newest = last_line(str(path))
-    assert newest is not None
-    assert newest["step"] == 999
-
-
-def test_bucket_journals_are_written_by_save(tmp_path):
+def test_bucket_journals_are_written_at_an_interval_and_by_save(tmp_path, monkeypatch):
     uri = (tmp_path / "metrics.jsonl").as_uri()
     journal = Journal(uri, start=0)
     journal.add(1, {"reward": 0.1})
     assert steps_of(tmp_path / "metrics.jsonl") == []
     journal.save()
     assert steps_of(tmp_path / "metrics.jsonl") == [1]
+    monkeypatch.setattr(meters, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(meters, "SAVE_SHARE", 1e9)
+    journal.save()
+    journal.add(2, {"reward": 0.1})
+    assert steps_of(tmp_path / "metrics.jsonl") == [1, 2]
+
+
+def test_the_pace_is_that_of_usual_steps():
+    pace = Pace()
+    assert [pace.add(seconds) for seconds in (100.0, 1.0, 2.0, 90.0, 2.5)] == [None, 1.0, 1.5, 2.0, 2.25]
 
 
 def test_the_clock_adds_up_by_phase():

@@ -1,0 +1,74 @@
+"""What a training does at the moment, from rank 0 to whoever shows it: a key in the cluster's own store.
+
+It works wherever the run folder is, needs no process, and costs a step a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+
+
+@dataclass(frozen=True)
+class News:
+    """What rank 0 does at the moment."""
+
+    phase: str = ""
+    """What takes the time; empty while steps follow each other."""
+    done: int = 0
+    total: int = 0
+    """Of the phase; 0 if there is nothing to count."""
+    step: int | None = None
+    """Optimizer steps that are done, once it is known where the workers go on."""
+    attempt: int = 0
+    """Which start of workers this is in the run's life."""
+    pace: float | None = None
+    """Seconds that a step usually takes, once there was one."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Judge -> raw score of the newest step."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where the news are pinned, the newest in place of the one before."""
+
+    key: str = field(default_factory=lambda: f"rayvideo/news/{uuid.uuid4().hex}")
+
+    def pin(self, news: News) -> None:
+        _internal_kv_put(self.key, json.dumps(asdict(news)).encode())
+
+    def read(self) -> News:
+        pinned = _internal_kv_get(self.key)
+        return News(**json.loads(pinned)) if pinned else News()
+
+    def clear(self) -> None:
+        _internal_kv_del(self.key)
+
+
+class Reporter:
+    """Pins the news of one worker.
+
+    Args:
+        board: None on all ranks but 0, which have nothing to say.
+    """
+
+    def __init__(self, board: Board | None) -> None:
+        self._board = board
+        self._news = News()
+
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """Say what takes the time from now on, and how much of it is done if that can be counted."""
+        self._pin(phase=name, done=done, total=total)
+
+    def stepped(self, step: int, **known: Any) -> None:
+        """Say that so many optimizer steps are done, and what else of `News` is known by now."""
+        self._pin(phase="", done=0, total=0, step=step, **known)
+
+    def _pin(self, **changes: Any) -> None:
+        if self._board:
+            self._news = replace(self._news, **changes)
+            self._board.pin(self._news)
