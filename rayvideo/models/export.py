@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rayvideo.models import vgen_names
 from rayvideo.models.base import ModelError
+from rayvideo.models.files import load_weights
 from rayvideo.models.lora import PREFIX, WEIGHTS, load_adapter
-from rayvideo.models.modelscope import load_weights
 from rayvideo.models.vgen import lora_layout
 from rayvideo.staging import written_whole
 from rayvideo.weights import require_fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from rayvideo.models.base import ModelError
 from rayvideo.weights import misfits
 
 WEIGHTS = "adapter_model.safetensors"
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
 
@@ -39,12 +42,19 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     the rounding of bf16. The seed gives the same weights on every device.
 
     Raises:
-        ModelError: if one of `options.targets` names no layer.
+        ModelError: if one of `options.targets` names no layer, or one that can't get a pair.
     """
-    names = [name for name, _ in denoiser.named_modules()]
     for target in options.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ModelError(f"model.lora.targets: no layer of the denoiser is called {target!r}")
+        meant = [module for name, module in denoiser.named_modules() if _ends(name, target)]
+        if not meant:
+            raise ModelError(
+                f"model.lora.targets: no layer of the denoiser is called {target!r}; its layers are {_layers(denoiser)}"
+            )
+        if other := [type(module).__name__ for module in meant if not isinstance(module, ADAPTABLE)]:
+            raise ModelError(
+                f"model.lora.targets: {target!r} names a {other[0]}, which has no matrix of its own to adapt; the "
+                f"denoiser's layers are {_layers(denoiser)}"
+            )
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
@@ -54,7 +64,38 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
+        adapted = get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
+    if unbound := [target for target in options.targets if not any(_ends(name, target) for name in pairs(adapted))]:
+        raise ModelError(f"model.lora.targets: PEFT put no pair on the layers called {unbound[0]!r}")
+    return adapted
+
+
+def pairs(denoiser: nn.Module) -> list[str]:
+    """Names of the denoiser's layers that the adapter gives a pair of matrices; also of an engine that wraps it."""
+    adapted = unwrap(denoiser).get_base_model()
+    return [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+
+
+def untrained(weights: Mapping[str, Tensor]) -> list[str]:
+    """Of an adapter's tensors by name, the B matrices that are zero: their pairs change nothing."""
+    return [name for name, weight in weights.items() if ".lora_B." in name and not weight.any()]
+
+
+def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` if an adapter's tensors by name are those of one that has not learned anything."""
+    if len(untrained(weights)) == sum(".lora_B." in name for name in weights):
+        raise ModelError(f"{what}: the adapter is untrained and changes nothing: the B of each of its pairs is zero")
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether a target of PEFT's means the layer of this name."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _layers(denoiser: nn.Module) -> str:
+    """What the denoiser's linear layers are called: the last word of their names, with the number that may follow."""
+    names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    return ", ".join(sorted({re.sub(r"^.*?([^.]*[^.\d][^.]*(\.\d+)*)$", r"\1", name) for name in names}))
 
 
 def lora_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
@@ -88,8 +129,10 @@ def save_adapter(denoiser: nn.Module, folder: str | Path, state_dict: Mapping[st
 def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
     """Give a denoiser without adapter the trained one in `folder`, frozen, for inference.
 
+    On the meta device the adapter is only checked, and put on as shapes.
+
     Raises:
-        ModelError: if the folder holds no adapter, or one that does not fit this denoiser.
+        ModelError: if the folder holds no adapter, one that does not fit this denoiser, or one that is untrained.
     """
     folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
@@ -104,7 +147,9 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
             f"{folder}: the adapter is of another model: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]!r}"
         )
-    set_peft_model_state_dict(model, found)
+    refuse_untrained(folder, found)
+    if next(denoiser.parameters()).device.type != "meta":
+        set_peft_model_state_dict(model, found)
     return model.requires_grad_(False).eval()
 
 
