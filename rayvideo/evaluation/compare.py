@@ -19,11 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rayvideo.data.manifest import read_manifest
-from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
-from rayvideo.evaluation.folder import is_file
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.judge import judge_clips
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid
@@ -103,6 +102,7 @@ def check(recipe: Recipe, adapter: str | None) -> None:
         EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
         ManifestError: captions or reference clips can't be read.
         RecipeError: a judge's files or options can't be right, or it both trains and reports.
+        ModelError: the model is incomplete, or the adapter is not of it or untrained.
     """
     for section, judges in (("reward", recipe.reward.judges), ("evaluation", recipe.evaluation.judges)):
         for number, judge in enumerate(judges):
@@ -113,8 +113,6 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     wanted = prompts(recipe)
     if not wanted:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")
-    if adapter is not None and not is_file(join(adapter, "adapter_config.json")):
-        raise EvaluationError(f"{adapter} holds no adapter_config.json; train an adapter or name its folder")
     for name, manifest in _references(recipe).items():
         if manifest is None:
             raise EvaluationError(f"evaluation.features.reference lacks a manifest for the caption set {name!r}")
@@ -123,6 +121,7 @@ def check(recipe: Recipe, adapter: str | None) -> None:
                 f"caption set {name!r}: KID compares at least two clips with two real ones; give the set more captions "
                 "or seeds and its reference more clips, or leave evaluation.features out"
             )
+    check_generator(recipe, adapter)
 
 
 def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:

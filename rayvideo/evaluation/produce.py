@@ -10,10 +10,9 @@ from typing import Any
 from rayvideo.data.manifest import BadRow, scan_captions
 from rayvideo.data.storage import join, write_bytes
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.clipfolder import ADAPTER_FILES, Index, Row, clip_file, digest, settings
-from rayvideo.evaluation.folder import is_file
+from rayvideo.evaluation.adapter import check_generator
+from rayvideo.evaluation.clipfolder import Index, Row, clip_file, digest, settings
 from rayvideo.evaluation.writers import Writers
-from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
 from rayvideo.tracking import versions
@@ -47,12 +46,8 @@ def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = F
     """
     if merge and adapter is None:
         raise EvaluationError("--merge needs an adapter to merge; give --adapter DIR")
-    for name in ADAPTER_FILES if adapter else ():
-        if not is_file(join(str(adapter), name)):
-            raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
     listed, bad = scan_captions(captions)
-    data, options = recipe.data, recipe.evaluation
-    load_model(recipe.model.path, parts=("vae", "text")).latent_shape(data.frames, data.height, data.width)
+    check_generator(recipe, adapter)
     made_with = digest(json.dumps(settings(recipe, adapter, merge=merge)).encode())
 
     def reject(row: BadRow) -> Row:
@@ -63,9 +58,9 @@ def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = F
         names.setdefault(entry.caption, entry.name)
     rows = tuple(
         Row(clip_file(caption, seed, steps, made_with), name, caption, seed, steps, adapter, made_with, "done")
-        for steps in options.steps
+        for steps in recipe.evaluation.steps
         for caption, name in names.items()
-        for seed in dict.fromkeys(options.seeds)
+        for seed in dict.fromkeys(recipe.evaluation.seeds)
     )
     return Order(recipe, adapter, merge, rows, tuple(map(reject, bad)), len(names), len(listed) - len(names))
 

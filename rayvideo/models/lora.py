@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -29,7 +30,10 @@ from rayvideo import sections
 from rayvideo.models.base import ModelError
 from rayvideo.weights import misfits
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
+UNTRAINED = "{}: the adapter is untrained and changes nothing: the B of each of its pairs is zero"
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
@@ -81,10 +85,15 @@ def untrained(weights: Mapping[str, Tensor]) -> list[str]:
     return [name for name, weight in weights.items() if ".lora_B." in name and not weight.any()]
 
 
+def is_untrained(weights: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter of these tensors by name changes nothing."""
+    return len(untrained(weights)) == sum(".lora_B." in name for name in weights)
+
+
 def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise `ModelError` if an adapter's tensors by name are those of one that has not learned anything."""
-    if len(untrained(weights)) == sum(".lora_B." in name for name in weights):
-        raise ModelError(f"{what}: the adapter is untrained and changes nothing: the B of each of its pairs is zero")
+    """Raise `ModelError` if the adapter `what`, of these tensors by name, changes nothing."""
+    if is_untrained(weights):
+        raise ModelError(UNTRAINED.format(what))
 
 
 def _ends(name: str, target: str) -> bool:
@@ -129,10 +138,10 @@ def save_adapter(denoiser: nn.Module, folder: str | Path, state_dict: Mapping[st
 def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
     """Give a denoiser without adapter the trained one in `folder`, frozen, for inference.
 
-    On the meta device the adapter is only checked, and put on as shapes.
+    On the meta device the adapter is only checked, and put on as shapes. One that changes nothing is warned of.
 
     Raises:
-        ModelError: if the folder holds no adapter, one that does not fit this denoiser, or one that is untrained.
+        ModelError: if the folder holds no adapter, or one that does not fit this denoiser.
     """
     folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
@@ -147,7 +156,8 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
             f"{folder}: the adapter is of another model: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]!r}"
         )
-    refuse_untrained(folder, found)
+    if is_untrained(found):
+        logger.warning(UNTRAINED.format(folder))
     if next(denoiser.parameters()).device.type != "meta":
         set_peft_model_state_dict(model, found)
     return model.requires_grad_(False).eval()

@@ -154,7 +154,7 @@ def load_schedule(path: str | Path) -> DDIMScheduler:
     Raises:
         ModelError: naming its class, or the settings that the chain does not follow.
     """
-    written = load_part(DDIMScheduler.load_config, path, "scheduler")
+    written = load_part(_written, path, "scheduler")
     kind = written.get("_class_name", DDIMScheduler.__name__)
     if kind != DDIMScheduler.__name__:
         raise ModelError(
@@ -173,3 +173,8 @@ def load_schedule(path: str | Path) -> DDIMScheduler:
             f"scheduler/scheduler_config.json has {', '.join(wrong)}"
         )
     return scheduler
+
+
+def _written(path: str | Path, subfolder: str) -> dict[str, Any]:
+    """A scheduler's configuration as it stands in the file, without the defaults of a class."""
+    return dict(DDIMScheduler.load_config(path, subfolder=subfolder))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
-from rayvideo.evaluation.captions import prompts
+from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
+from rayvideo.models.lora import add_lora
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 
@@ -41,9 +42,18 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_model(recipe: Recipe) -> None:
+    """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
     data = recipe.data
-    model = load_model(recipe.model.path, parts=("vae",))
+    model = load_model(recipe.model.path, device="meta", parts=("denoiser", "vae"))
     try:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
         raise RecipeError(f"data.height, data.width: {error}") from error
+    add_lora(model.denoiser, recipe.model.lora, recipe.seed)
+    if data.manifest is not None or shown(recipe):
+        width = load_model(recipe.model.path, device="meta", parts=("text",)).prompt_shape[1]
+        if width != model.prompt_width:
+            raise ModelError(
+                f"{recipe.model.path}: the text tower's embeddings are {width} wide, the denoiser takes "
+                f"{model.prompt_width}; are they parts of one model?"
+            )
