@@ -27,6 +27,7 @@ def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, dev
     yield first
     if not first.ok:
         return
+    yield attempt("weights from files", from_files, judge, reward)
     yield attempt("score scale", ranking.scale, reward, flat, captions)
     yield from _gradients(judge, reward, flat, captions, (single[:PROBES], own[:PROBES]), seed, device)
     yield attempt("own frame and caption", gradients.paired, reward, single, own)
@@ -34,6 +35,20 @@ def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, dev
     yield attempt("resize and antialias", pixels.resize, reward, flat, captions)
     yield attempt("clean above degraded", ranking.quality, reward, flat, captions)
     yield attempt("right above wrong caption", ranking.caption, reward, single, own)
+
+
+def from_files(judge: Judge, reward: Reward) -> Finding:
+    """`reward` has the weights that `judge` has when it is loaded again, after other random numbers."""
+    name = "weights from files"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.seed()
+        again = load_reward(judge).state_dict()
+    here = reward.state_dict()
+    drawn = [weight for weight, value in here.items() if not torch.equal(value.cpu(), again[weight])]
+    if drawn:
+        mend = "load() must fill every layer from the judge's files: is one of them missing there, or named otherwise?"
+        return Finding(name, False, f"{len(drawn)} of {len(here)} tensors are random, as {drawn[0]}", mend)
+    return Finding(name, True, f"loaded twice, all of its {len(here)} tensors are the same")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections import defaultdict
@@ -24,13 +25,15 @@ from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.evaluation.judge import judge_clips
+from rayvideo.evaluation.judge import judge_clips, judged_frames
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.serving.pool import RewardPool
+
+logger = logging.getLogger(__name__)
 
 Figures = dict[str, dict[str, float]]
 """Metric -> {"mean", "std", "n"}: over clips (std of the sample), for "kid" over random draws of frames."""
@@ -93,6 +96,8 @@ class Comparison:
     previews: list[Preview]
     """Of the first chain."""
     seconds: float
+    unchanged: bool = False
+    """Whether every tuned clip is the base's, bit for bit."""
 
 
 def check(recipe: Recipe, adapter: str | None) -> None:
@@ -140,6 +145,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     everything, lengths = prompts(recipe), recipe.evaluation.steps
     previews = {prompt: Preview(prompt, file_name(i, prompt)) for i, prompt in enumerate(shown(recipe))}
     chains: list[Chain] = []
+    unchanged = adapter is not None
     pool = RewardPool([*recipe.reward.judges, *recipe.evaluation.judges])
     try:
         with Workers(recipe, adapter) as workers:
@@ -151,6 +157,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
                     features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
                     for clip in _judged(recipe, workers, pool, everything, steps, bar):
                         prompt, variant, file = clip.prompt, clip.variant, None
+                        unchanged = unchanged and clip.unchanged
                         if steps == lengths[0] and prompt in previews:
                             file = _keep(previews[prompt], variant, clip.pixels, folder, recipe.data.fps)
                         key = {**prompt._asdict(), "steps": steps, "variant": variant, "file": file}
@@ -163,7 +170,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     pq.write_table(pa.Table.from_pylist([row for chain in chains for row in chain.rows]), folder / "clips.parquet")
     seconds = time.monotonic() - started
     shown_clips = list(previews.values())
-    return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds)
+    return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds, unchanged)
 
 
 class _Clip(NamedTuple):
@@ -172,18 +179,24 @@ class _Clip(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     figures: dict[str, float]
     features: Tensor | None
+    unchanged: bool
+    """Whether it is the base's clip of this prompt, bit for bit."""
 
 
 def _judged(
     recipe: Recipe, workers: Workers, pool: RewardPool, prompts: Sequence[Prompt], steps: int, bar: tqdm
 ) -> Iterator[_Clip]:
     """The clips of every prompt, with their scores and measures."""
-    for batch, clips in workers.generate(prompts, steps):
+    for number, (batch, clips) in enumerate(workers.generate(prompts, steps)):
+        if number == 0:
+            for judge, sight in pool.sights(judged_frames(clips["base"].pixels, recipe.reward.segments)).items():
+                logger.info("judge %r sees %s", judge, sight)
         for variant, made in clips.items():
             figures = _score(recipe, pool, made, [prompt.caption for prompt in batch])
             for i, prompt in enumerate(batch):
                 features = None if made.features is None else made.features[i]
-                yield _Clip(prompt, variant, made.pixels[i], figures[i], features)
+                unchanged = np.array_equal(made.pixels[i], clips["base"].pixels[i])
+                yield _Clip(prompt, variant, made.pixels[i], figures[i], features, unchanged)
         bar.update(len(batch))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from statistics import fmean
@@ -23,6 +24,8 @@ from rayvideo.models.lora import adapter_disabled
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 MIN_HEIGHT = 256  # pixels of a clip in a player
 
@@ -82,6 +85,10 @@ class Previews:
         tuned = self._generate() if step else self._base
         if self._tracker is None:
             return {}
+        if step and np.array_equal(self._base, tuned):
+            logger.warning(
+                "step %d: the adapter changes nothing: every clip that is shown is the base's, bit for bit", step
+            )
         folder = f"samples/step-{step:06d}"
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
             if self._tracker.logged(f"preview/{prompt.set}/motion.tuned", step):  # figures, the last to be logged

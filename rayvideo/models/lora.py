@@ -112,6 +112,11 @@ def lora_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
 
 
+def parameter_count(denoiser: nn.Module) -> int:
+    """How many numbers the adapter has."""
+    return sum(weight.numel() for weight in lora_parameters(denoiser).values())
+
+
 @contextmanager
 def adapter_disabled(denoiser: nn.Module) -> Iterator[None]:
     """Within this context the denoiser, or the engine that wraps it, is the base model."""

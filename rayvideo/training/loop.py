@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray.train
@@ -14,16 +15,20 @@ from ray.train.v2._internal.execution import context as train_context
 from rayvideo.data.storage import join
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora
+from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.precision import DTYPES
+from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
+from rayvideo.training.learning import FirstUpdates
 from rayvideo.training.meters import Clock, Journal, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import STOP, asked
 from rayvideo.training.saver import Saver, agree, load
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -44,6 +49,7 @@ def train(config: dict[str, Any]) -> None:
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
+    adapter_size = {"adapter.layers": len(pairs(adapted)), "adapter.parameters": parameter_count(adapted)}
     clock = Clock(device)
     rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
     engine = Engine(adapted, recipe.training, rollout.passes)
@@ -55,12 +61,13 @@ def train(config: dict[str, Any]) -> None:
     tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
-        tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
+        tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said}, **adapter_size)
     previews = Previews(recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, rank=rank, world_size=workers)
 
     if start.step == 0:
         previews.show(0)
     saver = Saver(engine, plan, start, rank, workers)
+    first = FirstUpdates(recipe.training.objective, done=start.step > 0)
     try:
         for step in range(start.step + 1, recipe.training.steps + 1):
             values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
@@ -69,6 +76,13 @@ def train(config: dict[str, Any]) -> None:
             if tracker and journal:
                 tracker.log(step, values)
                 journal.add(step, {**values, "clips": clips})
+                if step == start.step + 1 and trainer.first_sent is not None:
+                    _tell_sights(recipe, plan.pool.sights(trainer.first_sent), tracker)
+            if first.watching and values["skipped"] < 1:  # fp16 may have to skip some
+                still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
+                if tracker and still:
+                    logger.warning(still)
+                    tracker.tag(still=still)
             last = step == recipe.training.steps
             if last or (recipe.evaluation.every and step % recipe.evaluation.every == 0 and not stop):
                 previews.show(step)
@@ -82,3 +96,11 @@ def train(config: dict[str, Any]) -> None:
     finally:
         saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()
+
+
+def _tell_sights(recipe: Recipe, sights: Mapping[str, str], tracker: Tracker) -> None:
+    """Say once, on the console and in MLflow, what each judge is shown."""
+    sent = f"{recipe.reward.segments} of {recipe.data.frames} frames at {recipe.data.fps:g} fps"
+    for judge, sight in sights.items():
+        print(f"judge {judge!r} sees {sent}, {sight}", flush=True)
+    tracker.tag(**{f"sees.{judge}": f"{sent}, {sight}" for judge, sight in sights.items()})

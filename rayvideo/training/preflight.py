@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
-from rayvideo.models.lora import add_lora
+from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
+
+logger = logging.getLogger(__name__)
 
 GRADIENT_OBJECTIVES = ("reward", "draft")
 
@@ -49,7 +53,8 @@ def _check_model(recipe: Recipe) -> None:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
         raise RecipeError(f"data.height, data.width: {error}") from error
-    add_lora(model.denoiser, recipe.model.lora, recipe.seed)
+    adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
+    logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if data.manifest is not None or shown(recipe):
         width = load_model(recipe.model.path, device="meta", parts=("text",)).prompt_shape[1]
         if width != model.prompt_width:
