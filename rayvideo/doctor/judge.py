@@ -27,7 +27,6 @@ def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, dev
     yield first
     if not first.ok:
         return
-    yield attempt("weights from files", from_files, judge, reward)
     yield attempt("score scale", ranking.scale, reward, flat, captions)
     yield from _gradients(judge, reward, flat, captions, (single[:PROBES], own[:PROBES]), seed, device)
     yield attempt("own frame and caption", gradients.paired, reward, single, own)
