@@ -84,7 +84,7 @@ def read_shapes(path: str | Path) -> dict[str, Tensor] | None:
             old = file.read(1) == PICKLE
         return None if old else {name: tensor.to("meta") for name, tensor in read_tensors(path).items()}
     try:
-        with safe_open(path, framework="pt") as header:
+        with safe_open(path, framework="np") as header:  # torch would want memory for as much as it maps
             return {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118 - it is no dict
     except Exception as error:  # of an untyped library
         raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error!r}") from error
