@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,10 @@ def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tens
 
     A program that reads LoRA without the model would drop them, or scale them wrongly, and not say so.
     """
+    if not config.lora_alpha or not math.isfinite(config.lora_alpha):
+        raise ModelError(
+            f"{folder}: lora_alpha {config.lora_alpha} in adapter_config.json makes nothing of the matrices"
+        )
     for name, weight in tensors.items():
         layer, matrix, _ = name.rsplit(".", 2)
         other = f"{layer}.{'lora_B' if matrix == 'lora_A' else 'lora_A'}.weight"

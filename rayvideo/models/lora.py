@@ -176,8 +176,8 @@ def _config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
     largest = max((len(weight) for name, weight in weights.items() if ".lora_A." in name), default=0)
     if any(rank > largest for rank in (config.r, *(config.rank_pattern or {}).values())):
         raise ModelError(f"{folder}: adapter_config.json claims a rank that no tensor in {WEIGHTS} has")
-    if not all(math.isfinite(alpha) for alpha in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
-        raise ModelError(f"{folder}: lora_alpha in adapter_config.json is not finite")
+    if not all(alpha and math.isfinite(alpha) for alpha in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
+        raise ModelError(f"{folder}: lora_alpha in adapter_config.json is 0 or not finite")
     return config
 
 
