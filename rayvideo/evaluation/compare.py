@@ -25,7 +25,7 @@ from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.evaluation.judge import judge_clips, judged_frames
+from rayvideo.evaluation.judge import judge_clips, judged_frames, sights
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
@@ -189,7 +189,8 @@ def _judged(
     """The clips of every prompt, with their scores and measures."""
     for number, (batch, clips) in enumerate(workers.generate(prompts, steps)):
         if number == 0:
-            for judge, sight in pool.sights(judged_frames(clips["base"].pixels, recipe.reward.segments)).items():
+            shown_first = judged_frames(clips["base"].pixels, recipe.reward.segments)
+            for judge, sight in sights(recipe, pool, shown_first).items():
                 logger.info("judge %r sees %s", judge, sight)
         for variant, made in clips.items():
             figures = _score(recipe, pool, made, [prompt.caption for prompt in batch])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import ray.train
@@ -13,11 +12,11 @@ import torch
 from ray.train.v2._internal.execution import context as train_context
 
 from rayvideo.data.storage import join
+from rayvideo.evaluation.judge import sights
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.precision import DTYPES
-from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
@@ -77,7 +76,11 @@ def train(config: dict[str, Any]) -> None:
                 tracker.log(step, values)
                 journal.add(step, {**values, "clips": clips})
                 if step == start.step + 1 and trainer.first_sent is not None:
-                    _tell_sights(recipe, plan.pool.sights(trainer.first_sent), tracker)
+                    seen = sights(recipe, plan.pool, trainer.first_sent)
+                    tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
+                    print(
+                        "".join(f"judge {judge!r} sees {sight}\n" for judge, sight in seen.items()), end="", flush=True
+                    )
             if first.watching and values["skipped"] < 1:  # fp16 may have to skip some
                 still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
                 if tracker and still:
@@ -96,11 +99,3 @@ def train(config: dict[str, Any]) -> None:
     finally:
         saver.close()  # should a step fail, the checkpoint before it counts all the same
     engine.close()
-
-
-def _tell_sights(recipe: Recipe, sights: Mapping[str, str], tracker: Tracker) -> None:
-    """Say once, on the console and in MLflow, what each judge is shown."""
-    sent = f"{recipe.reward.segments} of {recipe.data.frames} frames at {recipe.data.fps:g} fps"
-    for judge, sight in sights.items():
-        print(f"judge {judge!r} sees {sent}, {sight}", flush=True)
-    tracker.tag(**{f"sees.{judge}": f"{sent}, {sight}" for judge, sight in sights.items()})

@@ -142,7 +142,10 @@ def test_an_adapter_that_changes_no_clip_is_told(
     assert warnings(recipe, found) == [
         "the adapter changes nothing: every clip of the tuned model is the base's, bit for bit"
     ]
-    assert re.search(r"judge 'judge' sees 64x64 pixels of 0\.\d+ to \d\.\d+, resized to 32x32, bilinear", caplog.text)
+    assert re.search(
+        r"judge 'judge' sees 4 of 8 frames at 8 fps, 64x64 pixels of 0\.\d+ to \d\.\d+, resized to 32x32, bilinear",
+        caplog.text,
+    )
 
 
 def test_sets_without_enough_clips_or_real_clips_are_refused(tree: dict[str, Any], tiny_clips: Path) -> None:
