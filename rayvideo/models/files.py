@@ -23,7 +23,7 @@ from rayvideo.weights import WeightsError, misfits, read_shapes
 
 disable_progress_bar()  # one for each file that is read, in every process and in every log
 
-FILE = re.compile(r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?\.(safetensors|bin)")
+FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?\.(safetensors|bin)")
 INDEX = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)\.(safetensors|bin)\.index(\.(?P<variant>\w+))?\.json"
 )

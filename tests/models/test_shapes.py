@@ -173,6 +173,17 @@ def test_a_folder_of_one_variant_loads_in_the_wanted_format(folder, tiny_pipelin
     assert load_model(folder, device="meta").latent_shape(1, 64, 64) == (4, 1, 8, 8)
 
 
+def test_a_variant_in_shards_loads_as_the_libraries_write_it(folder, tiny_pipeline):
+    plain = load_model(tiny_pipeline)
+    for part, module in zip(("unet", "vae", "text_encoder"), plain._modules(), strict=True):
+        weights_of(folder, part).unlink()
+        module.to(torch.bfloat16).save_pretrained(folder / part, variant="bf16", max_shard_size="20KB")
+        assert list((folder / part).glob("*.safetensors.index.bf16.json"))
+    for ours, theirs in zip(load_model(folder)._modules(), plain._modules(), strict=True):
+        assert all(torch.equal(w, theirs.state_dict()[name].float()) for name, w in ours.state_dict().items())
+    load_model(folder, device="meta")
+
+
 def test_plain_weights_come_before_a_variant(folder, tiny_pipeline):
     file = weights_of(folder, "vae")
     zeros = {name: torch.zeros_like(weight) for name, weight in load_file(file).items()}
