@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -66,6 +67,26 @@ def read_file(path: str | Path) -> Any:
             f"trust it, save its state dict as .safetensors elsewhere and give that. {error}"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
+        raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error!r}") from error
+
+
+def read_shapes(path: str | Path) -> dict[str, Tensor] | None:
+    """What `read_file` would give, as tensors of the meta device: a file's header is read, its weights are not.
+
+    None for a pickle from before PyTorch 1.6, which can't be looked into without reading all of it.
+
+    Raises:
+        WeightsError: naming a file that is damaged, cut off or of another kind.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        with path.open("rb") as file:
+            old = file.read(1) == PICKLE
+        return None if old else {name: tensor.to("meta") for name, tensor in read_tensors(path).items()}
+    try:
+        with safe_open(path, framework="np") as header:  # torch would want memory for as much as it maps
+            return {name: torch.empty(header.get_slice(name).get_shape(), device="meta") for name in header.keys()}  # noqa: SIM118 - it is no dict
+    except Exception as error:  # of an untyped library
         raise WeightsError(f"{path} can't be read; is it complete? Copy or download it again. {error!r}") from error
 
 

@@ -49,8 +49,8 @@ def check(recipe: Recipe) -> None:
         RecipeError, ManifestError, ModelError: naming the thing and what is allowed.
     """
     _entries(recipe)
-    data = recipe.data
-    load_model(recipe.model.path, parts=("vae", "text")).latent_shape(data.frames, data.height, data.width)
+    load_model(recipe.model.path, device="meta", parts=("text",))
+    _latent_shape(recipe)
 
 
 def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
@@ -141,7 +141,8 @@ def _entries(recipe: Recipe) -> list[Entry]:
 
 def _latent_shape(recipe: Recipe) -> tuple[int, ...]:
     data = recipe.data
-    return load_model(recipe.model.path, parts=("vae",)).latent_shape(data.frames, data.height, data.width)
+    vae = load_model(recipe.model.path, device="meta", parts=("vae",))
+    return vae.latent_shape(data.frames, data.height, data.width)
 
 
 def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[int], shape: tuple[int, ...]) -> Dataset:

@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from rayvideo.doctor import microbatch, remote
 from rayvideo.doctor.finding import Finding, attempt, failed
-from rayvideo.doctor.judge import examine_judge
+from rayvideo.doctor.judge import examine_judge, from_files
 from rayvideo.doctor.samples import Samples, sample
 from rayvideo.errors import UserError
 from rayvideo.recipe import Recipe
@@ -117,6 +117,7 @@ def _judges(
     for judge in pool.judges:
         try:
             reward = load_reward(judge, device)
+            yield replace(attempt("weights from files", from_files, judge, reward), about=judge.name)
             found = []
             for finding in examine_judge(judge, reward, samples, recipe.seed, device):
                 found.append(finding)

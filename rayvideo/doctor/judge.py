@@ -36,6 +36,20 @@ def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, dev
     yield attempt("right above wrong caption", ranking.caption, reward, single, own)
 
 
+def from_files(judge: Judge, reward: Reward) -> Finding:
+    """`reward` has the weights that `judge` has when it is loaded again, after other random numbers."""
+    name = "weights from files"
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.seed()
+        again = load_reward(judge).state_dict()
+    here = reward.state_dict()
+    drawn = [weight for weight, value in here.items() if not torch.equal(value.cpu(), again[weight])]
+    if drawn:
+        mend = "load() must fill every layer from the judge's files: is one of them missing there, or named otherwise?"
+        return Finding(name, False, f"{len(drawn)} of {len(here)} tensors are random, as {drawn[0]}", mend)
+    return Finding(name, True, f"loaded twice, all of its {len(here)} tensors are the same")
+
+
 @torch.no_grad()
 def answers(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Finding:
     """One finite score a frame, and the same when asked again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections import defaultdict
@@ -19,19 +20,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rayvideo.data.manifest import read_manifest
-from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
-from rayvideo.evaluation.folder import is_file
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.evaluation.judge import judge_clips
+from rayvideo.evaluation.judge import judge_clips, judged_frames, sights
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.serving.pool import RewardPool
+
+logger = logging.getLogger(__name__)
 
 Figures = dict[str, dict[str, float]]
 """Metric -> {"mean", "std", "n"}: over clips (std of the sample), for "kid" over random draws of frames."""
@@ -94,6 +96,8 @@ class Comparison:
     previews: list[Preview]
     """Of the first chain."""
     seconds: float
+    unchanged: bool = False
+    """Whether every tuned clip is the base's, bit for bit."""
 
 
 def check(recipe: Recipe, adapter: str | None) -> None:
@@ -103,6 +107,7 @@ def check(recipe: Recipe, adapter: str | None) -> None:
         EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
         ManifestError: captions or reference clips can't be read.
         RecipeError: a judge's files or options can't be right, or it both trains and reports.
+        ModelError: the model is incomplete, or the adapter is not of it or untrained.
     """
     for section, judges in (("reward", recipe.reward.judges), ("evaluation", recipe.evaluation.judges)):
         for number, judge in enumerate(judges):
@@ -113,8 +118,6 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     wanted = prompts(recipe)
     if not wanted:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")
-    if adapter is not None and not is_file(join(adapter, "adapter_config.json")):
-        raise EvaluationError(f"{adapter} holds no adapter_config.json; train an adapter or name its folder")
     for name, manifest in _references(recipe).items():
         if manifest is None:
             raise EvaluationError(f"evaluation.features.reference lacks a manifest for the caption set {name!r}")
@@ -123,6 +126,7 @@ def check(recipe: Recipe, adapter: str | None) -> None:
                 f"caption set {name!r}: KID compares at least two clips with two real ones; give the set more captions "
                 "or seeds and its reference more clips, or leave evaluation.features out"
             )
+    check_generator(recipe, adapter)
 
 
 def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
@@ -141,6 +145,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     everything, lengths = prompts(recipe), recipe.evaluation.steps
     previews = {prompt: Preview(prompt, file_name(i, prompt)) for i, prompt in enumerate(shown(recipe))}
     chains: list[Chain] = []
+    unchanged = adapter is not None
     pool = RewardPool([*recipe.reward.judges, *recipe.evaluation.judges])
     try:
         with Workers(recipe, adapter) as workers:
@@ -153,6 +158,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
                     features: dict[tuple[str, Variant], list[Tensor]] = defaultdict(list)
                     for clip in _judged(recipe, workers, pool, everything, steps, bar):
                         prompt, variant, file = clip.prompt, clip.variant, None
+                        unchanged = unchanged and clip.unchanged
                         if steps == lengths[0] and prompt in previews:
                             file = _keep(previews[prompt], variant, clip.pixels, folder, recipe.data.fps)
                         key = {**prompt._asdict(), "steps": steps, "variant": variant, "file": file}
@@ -165,7 +171,7 @@ def evaluate(recipe: Recipe, adapter: str | None, folder: Path) -> Comparison:
     pq.write_table(pa.Table.from_pylist([row for chain in chains for row in chain.rows]), folder / "clips.parquet")
     seconds = time.monotonic() - started
     shown_clips = list(previews.values())
-    return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds)
+    return Comparison(chains, adapter is not None, _figures(real_rows), unreadable, shown_clips, seconds, unchanged)
 
 
 class _Clip(NamedTuple):
@@ -174,6 +180,8 @@ class _Clip(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     figures: dict[str, float]
     features: Tensor | None
+    unchanged: bool
+    """Whether it is the base's clip of this prompt, bit for bit."""
 
 
 def _judged(
@@ -181,13 +189,18 @@ def _judged(
 ) -> Iterator[_Clip]:
     """The clips of every prompt, with their scores and measures."""
     bar.set_description_str(f"generating and judging {prompts[0].set}", refresh=False)
-    for batch, clips in workers.generate(prompts, steps):
+    for number, (batch, clips) in enumerate(workers.generate(prompts, steps)):
         bar.set_description_str(f"generating and judging {batch[-1].set}", refresh=False)
+        if number == 0:
+            shown_first = judged_frames(clips["base"].pixels, recipe.reward.segments)
+            for judge, sight in sights(recipe, pool, shown_first).items():
+                logger.info("judge %r sees %s", judge, sight)
         for variant, made in clips.items():
             figures = _score(recipe, pool, made, [prompt.caption for prompt in batch])
             for i, prompt in enumerate(batch):
                 features = None if made.features is None else made.features[i]
-                yield _Clip(prompt, variant, made.pixels[i], figures[i], features)
+                unchanged = np.array_equal(made.pixels[i], clips["base"].pixels[i])
+                yield _Clip(prompt, variant, made.pixels[i], figures[i], features, unchanged)
         bar.update(len(batch))
 
 

@@ -54,7 +54,12 @@ def by_set(columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def warnings(recipe: Recipe, comparison: Comparison) -> list[str]:
-    """Signs of over-optimisation, a sentence each: what moved the wrong way, on which set and by how much."""
+    """Signs of over-optimisation, a sentence each: what moved the wrong way, on which set and by how much.
+
+    Of an adapter that changes no clip, that it does not.
+    """
+    if comparison.unchanged:
+        return ["the adapter changes nothing: every clip of the tuned model is the base's, bit for bit"]
     several = len(comparison.chains) > 1
     return [
         warning

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from rayvideo.evaluation.generate import to_frames
+from rayvideo.recipe import Recipe
 from rayvideo.rewards.temporal import sample_segments
 from rayvideo.serving.pool import RewardPool
 
@@ -17,6 +18,12 @@ def judged_frames(pixels: npt.NDArray[np.uint8], segments: int) -> Tensor:
     """The frames that are judged, [N, S, 3, H, W] in [0, 1], of clips [N, F, H, W, 3]: 0, 4, 8, 12 of 16."""
     indices = sample_segments(1, pixels.shape[1], segments, random=False)[0]
     return to_frames(pixels[:, indices])
+
+
+def sights(recipe: Recipe, pool: RewardPool, frames: Tensor) -> dict[str, str]:
+    """Judge -> in words, what it gets to see of a clip, by frames [..., 3, H, W] such as it is sent."""
+    sent = f"{recipe.reward.segments} of {recipe.data.frames} frames at {recipe.data.fps:g} fps"
+    return {judge: f"{sent}, {sight}" for judge, sight in pool.sights(frames).items()}
 
 
 def judge_clips(

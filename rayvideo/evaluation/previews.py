@@ -92,6 +92,10 @@ class Previews:
         tuned = self._generate(f"previews of step {step}") if step else self._base
         if self._tracker is None:
             return {}
+        if step and np.array_equal(self._base, tuned):
+            logger.warning(
+                "step %d: the adapter changes nothing: every clip that is shown is the base's, bit for bit", step
+            )
         folder = f"samples/step-{step:06d}"
         for number, (prompt, base, after) in enumerate(zip(self._prompts, self._base, tuned, strict=True)):
             if self._logged(prompt, step):

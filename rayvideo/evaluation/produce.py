@@ -10,10 +10,9 @@ from typing import Any
 from rayvideo.data.manifest import BadRow, scan_captions
 from rayvideo.data.storage import join, write_bytes
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.clipfolder import ADAPTER_FILES, Index, Row, clip_file, digest, settings
-from rayvideo.evaluation.folder import is_file
+from rayvideo.evaluation.adapter import check_generator
+from rayvideo.evaluation.clipfolder import Index, Row, clip_file, digest, settings
 from rayvideo.evaluation.writers import Writers
-from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.tracking import versions
@@ -42,12 +41,8 @@ def check(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = F
     """
     if merge and adapter is None:
         raise EvaluationError("--merge needs an adapter to merge; give --adapter DIR")
-    for name in ADAPTER_FILES if adapter else ():
-        if not is_file(join(str(adapter), name)):
-            raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
     scan_captions(captions)
-    data = recipe.data
-    load_model(recipe.model.path, parts=("vae", "text")).latent_shape(data.frames, data.height, data.width)
+    check_generator(recipe, adapter)
 
 
 def order(recipe: Recipe, captions: str, adapter: str | None, *, merge: bool = False) -> Order:

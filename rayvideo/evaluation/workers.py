@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.fs
 import ray
 import torch
 from ray.exceptions import RayActorError
@@ -22,15 +18,15 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import locate
 from rayvideo.data.video import ClipError, read_clip
 from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.adapter import put_on
 from rayvideo.evaluation.captions import Prompt
 from rayvideo.evaluation.generate import generate_clips, to_frames, to_pixels
 from rayvideo.evaluation.judge import judged_frames
 from rayvideo.evaluation.metrics import FeatureExtractor, load_features, measure
 from rayvideo.models import VideoModel, load_model
-from rayvideo.models.lora import adapter_disabled, load_adapter
+from rayvideo.models.lora import adapter_disabled
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 
@@ -176,8 +172,5 @@ def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
     device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
     model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device)
     if adapter is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            filesystem, inner = locate(adapter)
-            pa.fs.copy_files(inner, folder, source_filesystem=filesystem)
-            model.denoiser = load_adapter(model.denoiser, Path(folder)).to(device)
+        put_on(model, adapter)
     return model

@@ -29,6 +29,10 @@ def load_model(
 
     `dtype` is the denoiser's number format; VAE and text tower are fp32. model_index.json says which family it is.
 
+    On device "meta" the parts have layers and shapes, but no weights: enough to ask how large latents are or what
+    layers are called. That takes no memory, however large the model is. Headers of a folder's files are compared with
+    it, so that missing, damaged and incomplete files are found; of a model on the hub only configurations are fetched.
+
     Raises:
         ModelError: if there is no such model, its family is unknown, or a file of it is missing, damaged or incomplete.
     """
@@ -36,7 +40,9 @@ def load_model(
     if pipeline not in FAMILIES:
         raise ModelError(f"{path}: no family for pipeline {pipeline!r}; known pipelines: {', '.join(FAMILIES)}")
     module, _, name = FAMILIES[pipeline].partition(":")
-    return getattr(import_module(module), name).load(path, dtype=dtype, parts=parts).to(device)
+    family: type[VideoModel] = getattr(import_module(module), name)
+    weights = torch.device(device).type != "meta"
+    return family.load(path, dtype=dtype, parts=parts, weights=weights).to(device)
 
 
 def _read_index(path: str | Path) -> dict[str, object]:

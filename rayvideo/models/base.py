@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -60,6 +61,15 @@ class VideoModel(ABC):
     def denoiser(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
 
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path, *, dtype: torch.dtype, parts: Sequence[Part], weights: bool = True) -> Self:
+        """Load `parts` from a pipeline folder or hub id; without `weights` as shapes alone, on the meta device.
+
+        Raises:
+            ModelError: naming what is missing, damaged, or of another kind.
+        """
+
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings [B, L, C] in fp32, padded to the text tower's full length."""
@@ -100,6 +110,16 @@ class VideoModel(ABC):
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, F, h, w) of the latents of a clip; `ModelError` if the model can't make that size."""
+
+    @property
+    @abstractmethod
+    def prompt_shape(self) -> tuple[int, int]:
+        """(L, C) of a prompt's embedding."""
+
+    @property
+    @abstractmethod
+    def prompt_width(self) -> int:
+        """C of the embeddings that the denoiser takes."""
 
     @abstractmethod
     def enable_checkpointing(self) -> None:

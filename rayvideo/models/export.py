@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import UNet3DConditionModel
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rayvideo.models import vgen_names
 from rayvideo.models.base import ModelError
-from rayvideo.models.lora import PREFIX, WEIGHTS, load_adapter
-from rayvideo.models.modelscope import load_weights
+from rayvideo.models.files import load_weights
+from rayvideo.models.lora import PREFIX, WEIGHTS, load_adapter, refuse_untrained
 from rayvideo.models.vgen import lora_layout
 from rayvideo.staging import written_whole
 from rayvideo.weights import require_fit
@@ -41,7 +42,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     """The adapter in a PEFT folder.
 
     Raises:
-        ModelError: if there is none, or it is more than plain LoRA of one rank.
+        ModelError: if there is none, it is more than plain LoRA of one rank, or it is incomplete.
     """
     folder = Path(folder)
     try:
@@ -62,17 +63,44 @@ def read_adapter(folder: str | Path) -> Adapter:
             f"{folder}: only plain LoRA of one rank and scale for a denoiser can be exported, without DoRA, rsLoRA, "
             f"biases or patterns" + (f"; it holds {odd[0]}" if odd else "")
         )
+    _refuse_incomplete(folder, config, tensors)
     return Adapter(config.r, config.lora_alpha, {name.removeprefix(PREFIX): t for name, t in tensors.items()})
+
+
+def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse half pairs, matrices of another rank than the scale is of, and layers that were asked for and lack.
+
+    A program that reads LoRA without the model would drop them, or scale them wrongly, and not say so.
+    """
+    if not config.lora_alpha or not math.isfinite(config.lora_alpha):
+        raise ModelError(
+            f"{folder}: lora_alpha {config.lora_alpha} in adapter_config.json makes nothing of the matrices"
+        )
+    for name, weight in tensors.items():
+        layer, matrix, _ = name.rsplit(".", 2)
+        other = f"{layer}.{'lora_B' if matrix == 'lora_A' else 'lora_A'}.weight"
+        rank = weight.shape[0 if matrix == "lora_A" else 1]
+        if other not in tensors:
+            raise ModelError(f"{folder}: {name} has no counterpart {other}")
+        if rank != config.r:
+            raise ModelError(f"{folder}: {name} is of rank {rank}, but adapter_config.json says r = {config.r}")
+    layers = {name.rsplit(".", 2)[0] for name in tensors}
+    for target in () if isinstance(config.target_modules, str) else config.target_modules or ():
+        if not any(layer.endswith(f".{target}") for layer in layers):
+            raise ModelError(f"{folder}: no matrices for {target!r}, which adapter_config.json has in target_modules")
 
 
 def export_diffusers(adapter: str | Path, out: str | Path) -> None:
     """Write the adapter as one .safetensors file as diffusers' `pipe.load_lora_weights` reads it."""
-    _save({f"unet.{name}": weight for name, weight in read_adapter(adapter).scaled().items()}, out)
+    lora = read_adapter(adapter)
+    refuse_untrained(adapter, lora.matrices)
+    _save({f"unet.{name}": weight for name, weight in lora.scaled().items()}, out)
 
 
 def export_kohya(adapter: str | Path, out: str | Path) -> None:
     """Write the adapter as one .safetensors file with the key names of kohya's scripts and ComfyUI."""
     lora = read_adapter(adapter)
+    refuse_untrained(adapter, lora.matrices)
     tensors = {}
     for name, weight in lora.matrices.items():
         layer, matrix, _ = name.rsplit(".", 2)
@@ -108,6 +136,7 @@ def export_vgen(model: str | Path, out: str | Path, *, adapter: str | Path | Non
         names, shapes = lora_layout(unet, read.rank)
         found = {f"{PREFIX}{name}".replace(".weight", ".default.weight"): w for name, w in read.scaled().items()}
         require_fit(shapes, found, f"{adapter} as the LoRA of VGen's UNet (an adapter on other layers can be merged)")
+        refuse_untrained(adapter, read.matrices)
         lora = {names[name]: weight for name, weight in found.items()}
     sources, weights = vgen_names.unet_sources(unet), unet.state_dict()
     base = {source.name: weights[name].reshape(source.shape(weights[name].shape)) for name, source in sources.items()}
@@ -120,7 +149,9 @@ def _read_unet(model: str | Path) -> UNet3DConditionModel:
 
 
 def _merged(unet: UNet3DConditionModel, adapter: str | Path) -> UNet3DConditionModel:
-    return load_adapter(unet, adapter).merge_and_unload(safe_merge=True)
+    tuned = load_adapter(unet, adapter)
+    refuse_untrained(adapter, get_peft_model_state_dict(tuned))
+    return tuned.merge_and_unload(safe_merge=True)
 
 
 def _save(tensors: dict[str, Tensor], out: str | Path) -> None:

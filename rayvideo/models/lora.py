@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,7 +30,11 @@ from rayvideo import sections
 from rayvideo.models.base import ModelError
 from rayvideo.weights import misfits
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = "adapter_model.safetensors"
+UNTRAINED = "{}: the adapter is untrained and changes nothing: the B of each of its pairs is zero"
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
 
@@ -39,12 +46,19 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     the rounding of bf16. The seed gives the same weights on every device.
 
     Raises:
-        ModelError: if one of `options.targets` names no layer.
+        ModelError: if one of `options.targets` names no layer, or one that can't get a pair.
     """
-    names = [name for name, _ in denoiser.named_modules()]
     for target in options.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ModelError(f"model.lora.targets: no layer of the denoiser is called {target!r}")
+        meant = [module for name, module in denoiser.named_modules() if _ends(name, target)]
+        if not meant:
+            raise ModelError(
+                f"model.lora.targets: no layer of the denoiser is called {target!r}; its layers are {_layers(denoiser)}"
+            )
+        if other := [type(module).__name__ for module in meant if not isinstance(module, ADAPTABLE)]:
+            raise ModelError(
+                f"model.lora.targets: {target!r} names a {other[0]}, which has no matrix of its own to adapt; the "
+                f"denoiser's layers are {_layers(denoiser)}"
+            )
     config = LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha,
@@ -54,12 +68,53 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     denoiser.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
+        adapted = get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
+    if unbound := [target for target in options.targets if not any(_ends(name, target) for name in pairs(adapted))]:
+        raise ModelError(f"model.lora.targets: PEFT put no pair on the layers called {unbound[0]!r}")
+    return adapted
+
+
+def pairs(denoiser: nn.Module) -> list[str]:
+    """Names of the denoiser's layers that the adapter gives a pair of matrices; also of an engine that wraps it."""
+    adapted = unwrap(denoiser).get_base_model()
+    return [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+
+
+def untrained(weights: Mapping[str, Tensor]) -> list[str]:
+    """Of an adapter's tensors by name, the B matrices that are zero: their pairs change nothing."""
+    return [name for name, weight in weights.items() if ".lora_B." in name and not weight.any()]
+
+
+def is_untrained(weights: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter of these tensors by name changes nothing."""
+    return len(untrained(weights)) == sum(".lora_B." in name for name in weights)
+
+
+def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Raise `ModelError` if the adapter `what`, of these tensors by name, changes nothing."""
+    if is_untrained(weights):
+        raise ModelError(UNTRAINED.format(what))
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether a target of PEFT's means the layer of this name."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _layers(denoiser: nn.Module) -> str:
+    """What the denoiser's linear layers are called: the last word of their names, with the number that may follow."""
+    names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
+    return ", ".join(sorted({re.sub(r"^.*?([^.]*[^.\d][^.]*(\.\d+)*)$", r"\1", name) for name in names}))
 
 
 def lora_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's trainable parameters by name; also of an engine that wraps the denoiser."""
     return {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
+
+
+def parameter_count(denoiser: nn.Module) -> int:
+    """How many numbers the adapter has."""
+    return sum(weight.numel() for weight in lora_parameters(denoiser).values())
 
 
 @contextmanager
@@ -88,6 +143,8 @@ def save_adapter(denoiser: nn.Module, folder: str | Path, state_dict: Mapping[st
 def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
     """Give a denoiser without adapter the trained one in `folder`, frozen, for inference.
 
+    On the meta device the adapter is only checked, and put on as shapes. One that changes nothing is warned of.
+
     Raises:
         ModelError: if the folder holds no adapter, or one that does not fit this denoiser.
     """
@@ -104,7 +161,10 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
             f"{folder}: the adapter is of another model: {len(wrong)} tensors are missing, "
             f"unknown or of another shape, such as {wrong[0]!r}"
         )
-    set_peft_model_state_dict(model, found)
+    if is_untrained(found):
+        logger.warning(UNTRAINED.format(folder))
+    if next(denoiser.parameters()).device.type != "meta":
+        set_peft_model_state_dict(model, found)
     return model.requires_grad_(False).eval()
 
 
@@ -116,8 +176,8 @@ def _config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
     largest = max((len(weight) for name, weight in weights.items() if ".lora_A." in name), default=0)
     if any(rank > largest for rank in (config.r, *(config.rank_pattern or {}).values())):
         raise ModelError(f"{folder}: adapter_config.json claims a rank that no tensor in {WEIGHTS} has")
-    if not all(math.isfinite(alpha) for alpha in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
-        raise ModelError(f"{folder}: lora_alpha in adapter_config.json is not finite")
+    if not all(alpha and math.isfinite(alpha) for alpha in (config.lora_alpha, *(config.alpha_pattern or {}).values())):
+        raise ModelError(f"{folder}: lora_alpha in adapter_config.json is 0 or not finite")
     return config
 
 

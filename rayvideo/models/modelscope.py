@@ -15,12 +15,10 @@ from diffusers.models.transformers.transformer_temporal import TransformerTempor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils.logging import disable_progress_bar
 from typing_extensions import Self
 
 from rayvideo.models.base import ModelError, Part, Posterior, VideoModel
-
-disable_progress_bar()  # one for each file that is read, in every process and in every log
+from rayvideo.models.files import load_part, load_shapes, load_weights
 
 RECOMPUTED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
 
@@ -49,25 +47,21 @@ class ModelScope(VideoModel):
         self.dtype = torch.float32 if denoiser is None else denoiser.dtype
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: torch.dtype, parts: Sequence[Part]) -> Self:
+    def load(cls, path: str | Path, *, dtype: torch.dtype, parts: Sequence[Part], weights: bool = True) -> Self:
         """Load `parts` from a pipeline folder or hub id; `rayvideo.models.load_model` is the usual way in."""
+
+        def network(kind: Any, part: str, **options: Any) -> Any:
+            return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
+
         loaded: dict[str, Any] = {}
         if "denoiser" in parts:
-            loaded["denoiser"] = load_weights(UNet3DConditionModel, path, "unet", torch_dtype=dtype)
+            loaded["denoiser"] = network(UNet3DConditionModel, "unet", torch_dtype=dtype)
         if "vae" in parts:
-            loaded["vae"] = load_weights(AutoencoderKL, path, "vae", torch_dtype=torch.float32)
+            loaded["vae"] = network(AutoencoderKL, "vae", torch_dtype=torch.float32)
         if "text" in parts:
-            loaded["text_encoder"] = load_weights(CLIPTextModel, path, "text_encoder", dtype=torch.float32)
-            loaded["tokenizer"] = _load(CLIPTokenizer, path, "tokenizer")
-        scheduler = _load(DDIMScheduler, path, "scheduler")
-        settings = scheduler.config
-        if settings.prediction_type != "epsilon" or settings.clip_sample or settings.thresholding:
-            raise ModelError(
-                f"{path}: the schedule must predict epsilon and neither clip nor threshold samples, but has "
-                f"prediction_type={settings.prediction_type!r}, clip_sample={settings.clip_sample}, "
-                f"thresholding={settings.thresholding}"
-            )
-        return cls(scheduler, **loaded)
+            loaded["text_encoder"] = network(CLIPTextModel, "text_encoder", dtype=torch.float32)
+            loaded["tokenizer"] = load_part(CLIPTokenizer.from_pretrained, path, "tokenizer")
+        return cls(load_schedule(path), **loaded)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
@@ -105,6 +99,17 @@ class ModelScope(VideoModel):
         noise = self.denoiser(latents.to(self.dtype), timestep, prompt_embeds.to(self.dtype), return_dict=False)[0]
         return noise.to(latents.dtype)
 
+    @property
+    def prompt_shape(self) -> tuple[int, int]:
+        """(L, C) of a prompt's embedding."""
+        config = self._need(self._text_encoder, "text").config
+        return config.max_position_embeddings, config.hidden_size
+
+    @property
+    def prompt_width(self) -> int:
+        """C of the embeddings that the denoiser takes."""
+        return self._need(self._denoiser, "denoiser").config.cross_attention_dim
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(4, F, H/8, W/8) for Stable Diffusion's VAE."""
         config = self._need(self._vae, "vae").config
@@ -140,19 +145,36 @@ def enable_checkpointing(unet: nn.Module) -> None:
             module.forward = partial(checkpoint, module.forward, use_reentrant=False, determinism_check="none")
 
 
-def _load(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(path, subfolder=part, **options)
-    except Exception as error:  # what the libraries make of a damaged configuration may be anything
-        raise ModelError(f"{path}: {part!r} can't be loaded: {error}") from error
+def load_schedule(path: str | Path) -> DDIMScheduler:
+    """The noise schedule of a pipeline folder or hub id, which must be written as a DDIMScheduler that predicts noise.
 
+    The chain takes DDIM's steps. Other classes are other solvers, some of them of the same noise levels, and with
+    defaults of their own; whether they may be read as DDIM, only who knows the model can say (docs/checkpoints.md).
 
-def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
-    """A part's network from a pipeline folder or hub id.
-
-    A tensor that the files lack is an error; the libraries would fill it with random numbers.
+    Raises:
+        ModelError: naming its class, or the settings that the chain does not follow.
     """
-    module, report = _load(kind, path, part, output_loading_info=True, **options)
-    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
-        raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")
-    return module
+    written = load_part(_written, path, "scheduler")
+    kind = written.get("_class_name", DDIMScheduler.__name__)
+    if kind != DDIMScheduler.__name__:
+        raise ModelError(
+            f"{path}: its scheduler is a {kind}; allowed is a DDIMScheduler. docs/checkpoints.md says for which models "
+            "it can be written as one, and how"
+        )
+    scheduler = load_part(DDIMScheduler.from_pretrained, path, "scheduler")
+    wrong = [
+        f"{key}={scheduler.config[key]!r}" + ("" if key in written else " (DDIMScheduler's default: it is not set)")
+        for key, allowed in {"prediction_type": "epsilon", "clip_sample": False, "thresholding": False}.items()
+        if scheduler.config[key] != allowed
+    ]
+    if wrong:
+        raise ModelError(
+            f"{path}: the schedule must predict epsilon and neither clip nor threshold samples, but "
+            f"scheduler/scheduler_config.json has {', '.join(wrong)}"
+        )
+    return scheduler
+
+
+def _written(path: str | Path, subfolder: str) -> dict[str, Any]:
+    """A scheduler's configuration as it stands in the file, without the defaults of a class."""
+    return dict(DDIMScheduler.load_config(path, subfolder=subfolder))

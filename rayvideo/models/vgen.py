@@ -6,6 +6,7 @@ Widths and depths are read off the tensors. The width of an attention head is no
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from rayvideo import sections
 from rayvideo.models import vgen_names
 from rayvideo.models.base import ModelError
-from rayvideo.models.lora import PREFIX, add_lora, lora_parameters, save_adapter
+from rayvideo.models.lora import PREFIX, UNTRAINED, add_lora, is_untrained, lora_parameters, save_adapter
 from rayvideo.staging import written_whole
 from rayvideo.weights import read_tensors, require_fit
+
+logger = logging.getLogger(__name__)
 
 HEAD_DIM = 64
 """Width of an attention head in the release's UNet and in OpenCLIP ViT-H-14's text tower."""
@@ -98,6 +101,8 @@ def convert(
     parts["unet"], lora = read_unet(unet, head_dim)
     if require_lora and lora is None:
         raise ModelError(f"{unet} holds no LoRA tensors (….to_q_lora.down_linear.weight, …); is it the base model?")
+    if lora is not None and is_untrained(lora.tensors):
+        logger.warning(UNTRAINED.format(unet))
     if vae is not None:
         parts["vae"] = read_vae(vae)
     if text is not None:

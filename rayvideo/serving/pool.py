@@ -150,6 +150,17 @@ class RewardPool:
         pending.calls = [self._ask(judge, pending) for judge in self.judges]
         return pending
 
+    def sights(self, frames: Tensor) -> dict[str, str]:
+        """Judge -> in words, how it sees frames such as these, [..., 3, H, W]: their values, sizes before and after."""
+        if self._views is None:
+            self.wait_until_ready()
+        size = "x".join(map(str, frames.shape[-2:]))
+        told = f"{size} pixels of {frames.min().item():.3f} to {frames.max().item():.3f}"
+        return {
+            judge.name: f"{told}, {_resize_of(view)}"
+            for judge, view in zip(self.judges, self._views or [], strict=True)
+        }
+
     def _resized(self, frames: Tensor) -> Tensor:
         """Frames as all judges look at them, if they agree on that and it is less to send."""
         view, *others = self._views or [None]
@@ -260,6 +271,13 @@ def _router(**options: Any) -> Any:
     """A router, to be started on the driver's own node: it should not be lost with a judge's."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Router.options(scheduling_strategy=here, **options)  # type: ignore[attr-defined]
+
+
+def _resize_of(view: View | None) -> str:
+    if view is None:
+        return "as they are, unless the judge's own code resizes them"
+    framing = "" if view.resize == "bilinear" else f" with antialias, {view.framing}"
+    return f"resized to {view.size[0]}x{view.size[1]}, {view.resize}{framing}"
 
 
 def _needs(judge: Judge) -> str:

@@ -60,10 +60,14 @@ class View:
     def __init__(self, steps: int) -> None:
         self._bar = step_progress("fine-tuning", steps)
         self._phase = ""
+        self._said: tuple[str, ...] = ()
         self._counted: tqdm | None = None
 
     def show(self, news: News) -> None:
         """Bring the bars up to what is known now."""
+        for line in news.said[len(self._said) if news.said[: len(self._said)] == self._said else 0 :]:
+            self.say(line)
+        self._said = news.said
         if news.step is not None:
             self._bar.pace = news.pace
             self._bar.set_postfix({judge: f"{score:.4f}" for judge, score in news.scores.items()}, refresh=False)

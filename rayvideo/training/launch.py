@@ -17,8 +17,10 @@ from rayvideo.data.prepared import write_rejected
 from rayvideo.data.storage import join
 from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped, UserError
+from rayvideo.evaluation.adapter import check_adapter
 from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
+from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.serving.pool import RewardPool
@@ -222,6 +224,7 @@ def _finish(
 
     Raises:
         CheckpointError: what was written last can't be read.
+        ModelError: the adapter does not fit the model, or changes nothing.
     """
     folder = runs.folder_of(recipe)
     if newest is None or newest.step != recipe.training.steps:
@@ -229,6 +232,8 @@ def _finish(
         raise CheckpointError(f"the checkpoint of the last step can't be used: {said}. Resume the run to do it again")
     logger.info("keeping the adapter of step %d", newest.step)
     with fetched(newest.folder) as files:
+        # What others will load binds to this model, every tensor of it, and changes something.
+        check_adapter(load_model(recipe.model.path, device="meta", parts=("denoiser",)), str(files / "adapter"))
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
     steps = read_lines(join(folder, "metrics.jsonl"))

@@ -13,20 +13,24 @@ import torch
 from ray.train.v2._internal.execution import context as train_context
 
 from rayvideo.data.storage import join
+from rayvideo.evaluation.judge import sights
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora
+from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
+from rayvideo.training.learning import FirstUpdates
 from rayvideo.training.meters import Clock, Journal, Pace, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
 from rayvideo.training.news import Reporter
 from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import STOP, asked
 from rayvideo.training.saver import Saver, agree, load
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: dict[str, Any]) -> None:
@@ -49,6 +53,7 @@ def train(config: dict[str, Any]) -> None:
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
+    layers, numbers = len(pairs(adapted)), parameter_count(adapted)
     clock = Clock(device)
     rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
     engine = Engine(adapted, recipe.training, rollout.passes)
@@ -62,6 +67,8 @@ def train(config: dict[str, Any]) -> None:
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
         tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
+        tracker.tag(**{"adapter.layers": layers, "adapter.parameters": numbers})
+    report.say(f"the adapter is on {layers} layers, with {numbers} trainable numbers")
     report.stepped(start.step, attempt=start.attempt)
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
@@ -72,6 +79,7 @@ def train(config: dict[str, Any]) -> None:
     pace = Pace()
     report.phase("first step (warming up)")
     saver = Saver(engine, plan, start, rank, workers)
+    first = FirstUpdates(recipe.training.objective, done=start.step > 0)
     try:
         for step in range(start.step + 1, recipe.training.steps + 1):
             began = time.monotonic()
@@ -83,6 +91,15 @@ def train(config: dict[str, Any]) -> None:
                 journal.add(step, {**values, "clips": clips})
                 scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
                 report.stepped(step, pace=pace.add(time.monotonic() - began), scores=scores)
+                if step == start.step + 1 and trainer.first_sent is not None:
+                    seen = sights(recipe, plan.pool, trainer.first_sent)
+                    tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
+                    report.say(*(f"judge {judge!r} sees {sight}" for judge, sight in seen.items()))
+            if first.watching and values["skipped"] < 1:  # fp16 may have to skip some
+                still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
+                if tracker and still:
+                    report.say(f"warning: {still}")
+                    tracker.tag(still=still)
             last = step == recipe.training.steps
             if last or (_shows(recipe, step) and not stop):
                 previews.show(step)

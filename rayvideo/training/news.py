@@ -30,6 +30,8 @@ class News:
     """Seconds that a step usually takes, once there was one."""
     scores: dict[str, float] = field(default_factory=dict)
     """Judge -> raw score of the newest step."""
+    said: tuple[str, ...] = ()
+    """Lines for the user, all of this attempt's so far."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Reporter:
     def stepped(self, step: int, **known: Any) -> None:
         """Say that so many optimizer steps are done, and what else of `News` is known by now."""
         self._pin(phase="", done=0, total=0, step=step, **known)
+
+    def say(self, *lines: str) -> None:
+        """Tell the user something; what a worker prints is seen on a cluster only."""
+        self._pin(said=(*self._news.said, *lines))
 
     def _pin(self, **changes: Any) -> None:
         if self._board:

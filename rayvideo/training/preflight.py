@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from rayvideo.data.manifest import read_manifest
 from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
-from rayvideo.evaluation.captions import prompts
+from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.models import ModelError, load_model
+from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.tracking import RunRef, find_run, open_experiment
 from rayvideo.training import folder as runs
+
+logger = logging.getLogger(__name__)
 
 GRADIENT_OBJECTIVES = ("reward", "draft")
 
@@ -59,9 +64,19 @@ def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
 
 
 def _check_model(recipe: Recipe) -> None:
+    """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
     data = recipe.data
-    model = load_model(recipe.model.path, parts=("vae",))
+    model = load_model(recipe.model.path, device="meta", parts=("denoiser", "vae"))
     try:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
         raise RecipeError(f"data.height, data.width: {error}") from error
+    adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
+    logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
+    if data.manifest is not None or shown(recipe):
+        width = load_model(recipe.model.path, device="meta", parts=("text",)).prompt_shape[1]
+        if width != model.prompt_width:
+            raise ModelError(
+                f"{recipe.model.path}: the text tower's embeddings are {width} wide, the denoiser takes "
+                f"{model.prompt_width}; are they parts of one model?"
+            )

@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
+from safetensors.torch import load_file
+from torch import Tensor
 
 from rayvideo.data.storage import join, locate
+from rayvideo.models.lora import WEIGHTS
 from rayvideo.recipe import shareable
 from rayvideo.training.attempts import begin_attempt
 from rayvideo.training.checkpoints import (
@@ -82,9 +85,18 @@ def load(engine: Engine, plan: Plan, start: Start, rank: int, workers: int) -> B
         state = json.loads((folder / STATE).read_text())
         refuse_code(folder, name_of(start.step))
         engine.load(folder)
+        require_same(engine.adapter(), load_file(folder / "adapter" / WEIGHTS), name_of(start.step))
         if state["workers"] == workers:
             load_rng(folder / _rng_file(rank))
     return Best(**state["best"]) if state["best"] else None
+
+
+def require_same(loaded: dict[str, Tensor], saved: dict[str, Tensor], name: str) -> None:
+    """Refuse to go on with another adapter than was saved: DeepSpeed passes over tensors that find no place."""
+    for key, weight in loaded.items():
+        # fp16 weights that were read back are rounded
+        if not torch.allclose(weight, saved[key.replace(".default.", ".")], rtol=1e-2, atol=1e-8):
+            raise CheckpointError(f"{name}: the optimizer's file holds other weights {key} than its adapter")
 
 
 def refuse_code(folder: Path, name: str) -> None:

@@ -50,6 +50,8 @@ class Trainer:
         self._rank = rank
         self._ahead = 1 if can_roll_ahead(recipe) else 0
         self._taken: list[int] = []
+        self.first_sent: Tensor | None = None
+        """The frames that were sent to the judges first, [B, S, 3, H, W]."""
 
     def step(self, step: int) -> dict[str, float]:
         """Edit this worker's clips of optimizer step `step` (counted from 1), have them judged and learn from it.
@@ -91,6 +93,8 @@ class Trainer:
         segments = self._recipe.reward.segments
         self._taken += edited.clips.ids
         captions = [caption for caption in edited.clips.captions for _ in range(segments)]
+        if self.first_sent is None:
+            self.first_sent = edited.pixels.detach().cpu()
         with self._clock("judge"):
             return edited, self._pool.submit(edited.pixels.flatten(0, 1), captions, edited.pixels.requires_grad)
 

@@ -36,6 +36,13 @@ class Redness(Brightness):
         return frames[:, 0].flatten(1).mean(1)
 
 
+class Blind(Brightness):
+    """Has a gradient, which is 0 everywhere."""
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        return super().score(0 * frames, prompts)
+
+
 class Broken(Brightness):
     """Makes the mistake that a caption asks for."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import ray
 import torch
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -24,6 +26,8 @@ from rayvideo.data.video import read_clip
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import Comparison, check, evaluate
+from rayvideo.evaluation.findings import warnings
+from rayvideo.models.lora import WEIGHTS
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.tracking import create_run
@@ -119,7 +123,30 @@ def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
     )
     assert before["kid"]["mean"] != pytest.approx(after["kid"]["mean"], abs=1e-3)
     assert both.unreadable == 1
+    assert not both.unchanged
+    assert not base.unchanged
     assert both.reference["motion"]["n"] == both.reference["names"]["n"] == len(listed)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_adapter_that_changes_no_clip_is_told(
+    tree: dict[str, Any], adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faint = shutil.copytree(adapter, tmp_path / "faint")
+    weights = load_file(faint / WEIGHTS)
+    save_file({name: 1e-20 * weight for name, weight in weights.items()}, faint / WEIGHTS)
+    recipe = changed(tree, judges=[], sets={"new": str(tmp_path / "new.txt")}, seeds=[0], steps=1)
+    check(recipe, str(faint))
+    with caplog.at_level("INFO"):
+        found = evaluate(recipe, str(faint), tmp_path)
+    assert found.unchanged
+    assert warnings(recipe, found) == [
+        "the adapter changes nothing: every clip of the tuned model is the base's, bit for bit"
+    ]
+    assert re.search(
+        r"judge 'judge' sees 4 of 8 frames at 8 fps, 64x64 pixels of 0\.\d+ to \d\.\d+, resized to 32x32, bilinear",
+        caplog.text,
+    )
 
 
 def test_sets_without_enough_clips_or_real_clips_are_refused(tree: dict[str, Any], tiny_clips: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from rayvideo.sections import Workers
 from rayvideo.tracking import tracking_uri
 from rayvideo.training import launch
 from rayvideo.training.launch import finetune
+from rayvideo.training.learning import NothingLearnedError
 from rayvideo.training.preflight import check
 from tests.odd import ODD
 
@@ -136,6 +138,29 @@ def test_the_run_folder_holds_everything(finished):
     client = MlflowClient(tracking_uri(finished.recipe))
     stored = {artifact.path for artifact in client.list_artifacts(summary["mlflow"]["run_id"], "adapter")}
     assert "adapter/adapter_model.safetensors" in stored
+
+
+def test_what_is_bound_and_what_judges_see_stands_in_mlflow(finished):
+    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    tags = client.get_run(finished.summary["mlflow"]["run_id"]).data.tags
+    weights = finished.adapter()
+    assert int(tags["adapter.layers"]) == len(weights) // 2
+    assert int(tags["adapter.parameters"]) == sum(weight.numel() for weight in weights.values())
+    shown = r"4 of 16 frames at 8 fps, 64x64 pixels of 0\.\d+ to [01]\.\d+, "
+    assert re.fullmatch(shown + "resized to 32x32, bilinear", tags["sees.hps"])
+    assert re.fullmatch(shown + "as they are, unless the judge's own code resizes them", tags["sees.fragile"])
+    assert "still" not in tags, "every pair moves"
+
+
+def test_a_run_that_learns_nothing_ends_after_its_first_step(tiny_pipeline, tiny_judge, tiny_clips, storage):
+    blind = {"judges": [{"name": "blind", "type": "tests.cluster.judges:Blind"}]}
+    training = {"workers": 1, "batch_size": 1}
+    recipe = recipe_for(tiny_pipeline, tiny_judge, tiny_clips, storage, "blind", training=training, reward=blind)
+    with pytest.raises(NothingLearnedError, match="step 1: the adapter has not moved: no gradient of the judges"):
+        finetune(recipe)
+    folder = storage / "runs" / "blind"
+    assert [line["step"] for line in metrics_of(folder)] == [1]
+    assert not list(folder.glob("checkpoints/step-*"))
 
 
 def test_diffusers_and_peft_load_the_adapter(finished, tiny_pipeline):

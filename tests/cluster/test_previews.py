@@ -114,6 +114,20 @@ def test_one_worker_or_two_show_the_same(recipe: Recipe, tmp_path: Path) -> None
     assert sorted({point.step for point in history}) == [0, 2]
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_adapter_that_changes_no_clip_is_warned_of(recipe: Recipe, tmp_path: Path, caplog: Any) -> None:
+    tracker = Tracker(create_run(recipe, tmp_path / "runs" / "run"))
+    model = load_model(recipe.model.path, parts=("denoiser", "vae"))
+    model.denoiser = add_lora(model.denoiser, Lora(), seed=0)
+    pool = RewardPool(recipe.reward.judges)
+    previews = Previews(recipe, model, embed_shown(recipe), pool, str(tmp_path / "run"), tracker)
+    previews.show(0)
+    assert "changes nothing" not in caplog.text
+    previews.show(1)
+    assert "step 1: the adapter changes nothing: every clip that is shown is the base's" in caplog.text
+    pool.close()
+
+
 def test_without_captions_nothing_is_shown(recipe: Recipe, tmp_path: Path) -> None:
     silent = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"sets": {}})})
     assert embed_shown(silent) == {}

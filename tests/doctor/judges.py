@@ -98,6 +98,17 @@ class Restless(HPSv2):
         return super().score(frames, prompts) + 0.1 * torch.randn(len(frames))
 
 
+class Headless(HPSv2):
+    """Its head is in no file."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.head = nn.Linear(1, 1)
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.head(super().score(frames, prompts)[:, None])[:, 0]
+
+
 class Plain(Reward):
     """A network of one's own, that gets `gain`·pixels + `offset` and declares nothing."""
 

@@ -9,7 +9,7 @@ import torch
 
 from rayvideo.doctor import pixels, remote
 from rayvideo.doctor.finding import Finding
-from rayvideo.doctor.judge import examine_judge
+from rayvideo.doctor.judge import examine_judge, from_files
 from rayvideo.doctor.samples import Samples
 from rayvideo.menagerie.build import WEIGHTS
 from rayvideo.rewards import load_reward
@@ -71,6 +71,14 @@ def test_a_broken_judge_is_caught(samples, kind, check, words):
     assert re.search(words, findings[check].measured)
     if kind not in ("WorseIsHigher", "Relative", "NormalisedTwice", "FromMinusOne", "Bytes"):  # which also rank wrongly
         assert failed(findings) <= {check, "right above wrong caption"}
+
+
+def test_a_head_that_no_file_holds_is_found():
+    random, whole = (judge_of(kind=kind) for kind in (f"{HERE}:Headless", "hpsv2"))
+    found = from_files(random, load_reward(random))
+    assert found.ok is False
+    assert re.fullmatch(r"2 of \d+ tensors are random, as head\.weight", found.measured)
+    assert from_files(whole, load_reward(whole)).ok
 
 
 @pytest.mark.parametrize("kind", ["NormalisedTwice", "FromMinusOne", "Bytes"])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from rayvideo import sections
 from rayvideo.errors import UserError
 from rayvideo.models import ModelError, export, load_model, vgen
-from rayvideo.models.lora import add_lora, load_adapter, lora_parameters, save_adapter
+from rayvideo.models.lora import WEIGHTS, add_lora, load_adapter, lora_parameters, save_adapter
 from rayvideo.weights import WeightsError
 from tests.models import reference
 
@@ -159,6 +159,44 @@ def test_more_than_plain_lora_is_refused(adapter, tmp_path, key):
     (folder / "adapter_config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match="only plain LoRA"):
         export.read_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w, c: w.pop(min(w)), r"lora_B\.weight has no counterpart .*lora_A\.weight"),
+        (lambda w, c: c.update(r=4), r"is of rank 2, but adapter_config\.json says r = 4"),
+        (lambda w, c: c["target_modules"].append("to_x"), r"no matrices for 'to_x', which adapter_config\.json has"),
+        (lambda w, c: c.update(lora_alpha=0), r"lora_alpha 0"),
+    ],
+)
+def test_what_a_reader_would_drop_or_scale_wrongly_is_refused(adapter, tmp_path, spoil, message):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    weights, config = load_file(folder / WEIGHTS), json.loads((folder / "adapter_config.json").read_text())
+    spoil(weights, config)
+    save_file(weights, folder / WEIGHTS)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    for write in (export.export_diffusers, export.export_kohya):
+        with pytest.raises(ModelError, match=message):
+            write(folder, tmp_path / "lora.safetensors")
+    assert not (tmp_path / "lora.safetensors").exists()
+
+
+def test_an_untrained_adapter_is_not_exported(release, tmp_path):
+    model, _ = release
+    unet = UNet3DConditionModel.from_pretrained(model / "unet")
+    save_adapter(add_lora(unet, sections.Lora(rank=reference.RANK, alpha=reference.RANK), seed=0), tmp_path / "fresh")
+    out = {"out": tmp_path / "lora.safetensors", "adapter": tmp_path / "fresh"}
+    for write in (
+        lambda: export.export_diffusers(**out),
+        lambda: export.export_kohya(**out),
+        lambda: export.export_merged(model, **out),
+        lambda: export.export_vgen(model, **out),
+        lambda: export.export_vgen(model, **out, merge=True),
+    ):
+        with pytest.raises(ModelError, match="fresh: the adapter is untrained and changes nothing"):
+            write()
+    assert not (tmp_path / "lora.safetensors").exists()
 
 
 def test_what_is_no_adapter_is_refused(adapter, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet3DConditionModel
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rayvideo import sections
@@ -14,6 +14,8 @@ from rayvideo.models.lora import (
     add_lora,
     load_adapter,
     lora_parameters,
+    pairs,
+    parameter_count,
     save_adapter,
 )
 
@@ -173,6 +175,44 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_behind(tuned, base
 def test_a_target_that_names_no_layer_is_refused(base):
     with pytest.raises(ModelError, match="no layer of the denoiser is called 'to_quary'"):
         add_lora(base, sections.Lora(targets=("to_q", "to_quary")), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("attn1", "Attention"), ("norm1", "LayerNorm"), ("attentions", "ModuleL")]
+)
+def test_a_target_that_names_no_matrix_is_refused(base, target, kind):
+    with pytest.raises(ModelError, match=f"'{target}' names a {kind}.* layers are .*to_k, to_out.0, to_q, to_v"):
+        add_lora(base, sections.Lora(targets=("to_q", target)), seed=0)
+
+
+def test_every_target_is_bound(base):
+    tuned = add_lora(base, sections.Lora(rank=2, targets=("to_q", "to_out.0", "conv_in")), seed=0)
+    bound = pairs(tuned)
+    assert {name.rpartition("attn")[2][2:] for name in bound if "attn" in name} == {"to_q", "to_out.0"}
+    assert "conv_in" in bound
+    assert parameter_count(tuned) == sum(w.numel() for w in lora_parameters(tuned).values()) > 0
+
+
+def test_an_adapter_that_changes_nothing_is_warned_of(base, tuned, tiny_pipeline, tmp_path, caplog):
+    save_adapter(add_lora(denoiser(tiny_pipeline), sections.Lora(), seed=0), tmp_path / "fresh")
+    load_adapter(base, tmp_path / "fresh")
+    assert "fresh: the adapter is untrained and changes nothing" in caplog.text
+    caplog.clear()
+    save_adapter(tuned, tmp_path / "tuned")
+    load_adapter(denoiser(tiny_pipeline), tmp_path / "tuned")
+    assert not caplog.text
+
+
+def test_an_adapter_is_held_against_shapes_alone(tuned, tiny_pipeline, tmp_path):
+    save_adapter(tuned, tmp_path)
+    shapes = load_model(tiny_pipeline, device="meta", parts=("denoiser",)).denoiser
+    assert {w.device.type for w in load_adapter(shapes, tmp_path).parameters() if w.dim() > 1} == {"meta"}
+    weights = load_file(tmp_path / WEIGHTS)
+    del weights[min(weights)]
+    save_file(weights, tmp_path / WEIGHTS)
+    shapes = load_model(tiny_pipeline, device="meta", parts=("denoiser",)).denoiser
+    with pytest.raises(ModelError, match="of another model: 1 tensors are missing"):
+        load_adapter(shapes, tmp_path)
 
 
 def test_a_folder_without_adapter_is_refused(base, tmp_path):

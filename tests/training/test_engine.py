@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rayvideo.errors import RecipeError
-from rayvideo.models.lora import add_lora, load_adapter, lora_parameters
+from rayvideo.models.lora import WEIGHTS, add_lora, load_adapter, lora_parameters
 from rayvideo.sections import Lora, Training
+from rayvideo.training.checkpoints import CheckpointError
 from rayvideo.training.engine import Engine, supports_fp16
+from rayvideo.training.saver import require_same
 from tests.training.network import Net
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -75,9 +77,14 @@ def test_a_saved_engine_goes_on_as_if_nothing_had_happened(stage, tmp_path):
     first = Engine(denoiser(), options)
     by_engine(first, options, range(2))
     first.save(tmp_path)
+    first.save_adapter(tmp_path / "adapter", first.adapter())
     first.close()
     second = Engine(denoiser(), options)
+    saved = load_file(tmp_path / "adapter" / WEIGHTS)
+    with pytest.raises(CheckpointError, match="step-000002: .* holds other weights .*lora_"):
+        require_same(second.adapter(), saved, "step-000002")
     second.load(tmp_path)
+    require_same(second.adapter(), saved, "step-000002")
     by_engine(second, options, range(2, 4))
     torch.testing.assert_close(second.adapter(), expected, rtol=1e-4, atol=1e-5)
     second.close()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import UNet3DConditionModel
 
+from rayvideo.data import latents
 from rayvideo.errors import RecipeError, UserError
 from rayvideo.evaluation.findings import roles
 from rayvideo.evaluation.heldout import trained_on
+from rayvideo.models import ModelError, load_model
+from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
+from rayvideo.sections import Lora
 from rayvideo.training.preflight import check
+from tests import tiny
 
 
 class Ungraded(Reward):
@@ -45,11 +53,55 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
     check(recipe_with(tiny_pipeline, tiny_judge, tmp_path))
 
 
+def test_what_the_adapter_binds_to_is_said(tiny_pipeline, tiny_judge, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, model__lora={"rank": 2, "targets": ["to_q"]}))
+    adapted = add_lora(load_model(tiny_pipeline, parts=("denoiser",)).denoiser, Lora(rank=2, targets=("to_q",)), seed=0)
+    layers = sum(name.endswith("to_q.lora_A.default.weight") for name in lora_parameters(adapted))
+    numbers = sum(weight.numel() for weight in lora_parameters(adapted).values())
+    assert f"adapter: {layers} layers, {numbers:,} parameters" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_are_looked_through_and_not_read(tiny_pipeline, tiny_judge, tmp_path, part):
+    """A file with a hole in the place of its weights passes, one that is cut off does not."""
+    pipeline = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    (file,) = (pipeline / part).glob("*.safetensors")
+    content = file.read_bytes()
+    with file.open("wb") as out:
+        out.write(content[: 8 + int.from_bytes(content[:8], "little")])
+        out.truncate(len(content))
+    recipe = recipe_with(pipeline, tiny_judge, tmp_path)
+    check(recipe)
+    latents.check(recipe)
+    os.truncate(file, len(content) - 1)
+    with pytest.raises(ModelError, match=f"'{part}' can't be loaded: .* is it complete"):
+        check(recipe)
+
+
+def test_parts_of_different_models_are_refused(tiny_pipeline, tiny_judge, tmp_path):
+    pipeline = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    unet = UNet3DConditionModel.from_config({**tiny.build_unet().config, "cross_attention_dim": 24})
+    unet.save_pretrained(pipeline / "unet")
+    with pytest.raises(ModelError, match="text tower's embeddings are 32 wide, the denoiser takes 24"):
+        check(recipe_with(pipeline, tiny_judge, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
         ({"model__path": "nowhere/at/all"}, UserError, "nowhere/at/all: neither a folder with model_index.json"),
         ({"data__height": 60}, RecipeError, "data.height, data.width: frames of 60x64 .* multiples of 8"),
+        (
+            {"model__lora": {"targets": ["to_q", "to_qq"]}},
+            UserError,
+            r"model\.lora\.targets: no layer of the denoiser is called 'to_qq'; its layers are .*to_k, to_out\.0, to_q",
+        ),
+        (
+            {"model__lora": {"targets": ["attn1"]}},
+            UserError,
+            r"model\.lora\.targets: 'attn1' names a Attention, which has no matrix",
+        ),
         ({"data__manifest": "gone.txt"}, UserError, r"gone\.txt"),
         ({"data__manifest": None, "data__prepared": "gone"}, UserError, r"data\.prepared 'gone' is no folder"),
         ({"evaluation__sets": {"in": "gone.txt"}}, UserError, r"gone\.txt"),

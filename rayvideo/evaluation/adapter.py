@@ -1,0 +1,71 @@
+"""A trained adapter in a folder or under a URI: brought to this machine, and checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.fs
+from safetensors.torch import load_file
+
+from rayvideo.data.storage import is_uri, join, locate
+from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.clipfolder import ADAPTER_FILES
+from rayvideo.evaluation.folder import is_file
+from rayvideo.models import ModelError, VideoModel, load_model
+from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
+from rayvideo.recipe import Recipe
+
+
+def check_generator(recipe: Recipe, adapter: str | None) -> None:
+    """Refuse a model that can't make the recipe's clips, and an adapter that is none of this model's, or untrained.
+
+    No weights of the model are read.
+
+    Raises:
+        EvaluationError, ModelError: naming the folder, and what is wrong with it.
+    """
+    for name in ADAPTER_FILES if adapter else ():
+        if not is_file(join(str(adapter), name)):
+            raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
+    model, data = load_model(recipe.model.path, device="meta"), recipe.data
+    model.latent_shape(data.frames, data.height, data.width)
+    if adapter is not None:
+        check_adapter(model, adapter)
+
+
+def check_adapter(model: VideoModel, adapter: str) -> None:
+    """Refuse an adapter that does not fit a model of the meta device, or that changes nothing.
+
+    Raises:
+        ModelError: naming the folder.
+    """
+    with _fetched(adapter) as folder:
+        load_adapter(model.denoiser, folder)
+        refuse_untrained(folder, load_file(folder / WEIGHTS))
+
+
+def put_on(model: VideoModel, adapter: str) -> None:
+    """Give the model's denoiser the adapter of a folder or URI.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    with _fetched(adapter) as folder:
+        model.denoiser = load_adapter(model.denoiser, folder).to(model.device)
+
+
+@contextmanager
+def _fetched(adapter: str) -> Iterator[Path]:
+    if not is_uri(adapter):
+        yield Path(adapter)
+        return
+    with TemporaryDirectory() as folder:
+        filesystem, inner = locate(adapter)
+        pyarrow.fs.copy_files(inner, folder, source_filesystem=filesystem)
+        try:
+            yield Path(folder)
+        except ModelError as error:
+            raise ModelError(str(error).replace(folder, adapter)) from error

@@ -1,0 +1,180 @@
+"""A part of a model in a pipeline folder or under a hub id: which files hold its weights, and how it is made of them.
+
+A part is made whole, or on the meta device: with its layers and their shapes, but without weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from huggingface_hub import list_repo_files
+from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
+
+from rayvideo.models.base import ModelError
+from rayvideo.weights import WeightsError, misfits, read_shapes
+
+disable_progress_bar()  # one for each file that is read, in every process and in every log
+
+FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?\.(safetensors|bin)")
+INDEX = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)\.(safetensors|bin)\.index(\.(?P<variant>\w+))?\.json"
+)
+"""Whole files of weights, and lists of the files that weights are split into, as diffusers and transformers name them.
+A variant, such as fp16, is another number format or training average of the same weights."""
+
+
+def load_part(read: Callable[..., Any], path: str | Path, part: str, **options: Any) -> Any:
+    """What `read`, such as a class's `from_pretrained`, makes of a subfolder.
+
+    Raises:
+        ModelError: naming folder and part.
+    """
+    try:
+        return read(path, subfolder=part, **options)
+    except Exception as error:  # what the libraries make of a damaged configuration may be anything
+        raise ModelError(f"{path}: {part!r} can't be loaded: {error}") from error
+
+
+def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
+    """A part's network with its weights; where nothing but one variant of them is there, it is made of that.
+
+    A tensor that the files lack is an error; the libraries would fill it with random numbers.
+    """
+
+    def load(variant: str | None) -> Any:
+        return load_part(kind.from_pretrained, path, part, variant=variant, output_loading_info=True, **options)
+
+    if Path(path).is_dir():
+        module, report = load(variant_in(path, part, _names(Path(path, part))))
+    else:
+        try:
+            module, report = load(None)
+        except ModelError:  # only now, since it takes a request to ask the hub for its list
+            variant = variant_in(path, part, _hub_names(path, part))
+            if variant is None:
+                raise
+            module, report = load(variant)
+    _refuse_absent(path, part, [*report["missing_keys"], *report["mismatched_keys"]])
+    return module
+
+
+def load_shapes(kind: Any, path: str | Path, part: str) -> Any:
+    """A part's network on the meta device: no weights are read and no memory is taken.
+
+    The headers of a folder's files are compared with it, as `load_weights` would compare the weights; of a model on the
+    hub nothing but the configuration is fetched.
+    """
+    found = _headers(Path(path), part) if Path(path).is_dir() else None
+    build = _diffusers_shapes if issubclass(kind, ModelMixin) else _transformers_shapes
+    module, absent = load_part(build, path, part, kind=kind, found=found)
+    _refuse_absent(path, part, absent)
+    return module
+
+
+def variant_in(path: str | Path, part: str, names: Iterable[str]) -> str | None:
+    """The variant that weights have to be read from, by `names` of files: None if plain ones, or none, are there.
+
+    Raises:
+        ModelError: there are several variants, and no plain weights.
+    """
+    variants = {match["variant"] for name in names if (match := _weights(name))}
+    if None in variants or not variants:
+        return None
+    if len(variants) > 1:
+        raise ModelError(
+            f"{path}: {part!r} holds several variants of its weights, {', '.join(sorted(variants))}, and no plain "
+            "ones; keep one of them in its folder"
+        )
+    return str(variants.pop())
+
+
+def _weights(name: str) -> re.Match[str] | None:
+    return FILE.fullmatch(name) or INDEX.fullmatch(name)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _hub_names(path: str | Path, part: str) -> list[str]:
+    try:
+        return [name.removeprefix(f"{part}/") for name in list_repo_files(str(path)) if name.startswith(f"{part}/")]
+    except Exception:  # whatever the network does; what could not be loaded is told without it
+        return []
+
+
+def _headers(model: Path, part: str) -> dict[str, Tensor] | None:
+    """Names and shapes of a part's tensors, on the meta device; None where a file can't be looked into cheaply.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(model, part):
+        try:
+            if not file.is_file():
+                raise WeightsError(f"{file} is not a file")
+            shapes = read_shapes(file)
+        except WeightsError as error:
+            raise ModelError(f"{model}: {part!r} can't be loaded: {error}") from error
+        if shapes is None:
+            return None
+        found |= shapes
+    return found
+
+
+def _weight_files(model: Path, part: str) -> list[Path]:
+    """The files that the libraries read the part's weights from."""
+    folder = model / part
+    names = _names(folder)
+    variant = variant_in(model, part, names)
+    of_it = [name for name in names if (match := _weights(name)) and match["variant"] == variant]
+    if not of_it:
+        raise ModelError(
+            f"{model}: {part!r} can't be loaded: {folder} holds no weights, such as "
+            "diffusion_pytorch_model.safetensors or model.safetensors"
+        )
+    chosen = min(of_it, key=lambda name: (".bin" in name, name.endswith(".json")))
+    if not chosen.endswith(".json"):
+        return [folder / chosen]
+    try:
+        return sorted({folder / file for file in json.loads((folder / chosen).read_text())["weight_map"].values()})
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{folder / chosen} is no list of files of weights: {error!r}") from error
+
+
+def _diffusers_shapes(
+    path: str | Path, subfolder: str, kind: Any, found: dict[str, Tensor] | None
+) -> tuple[Any, list[str]]:
+    with torch.device("meta"):
+        module = kind.from_config(kind.load_config(path, subfolder=subfolder))
+    if found is None:
+        return module, []
+    module._fix_state_dict_keys_on_load(found)  # names of former releases, as its loader does
+    expected = module.state_dict()
+    return module, [name for name in misfits(expected, found) if name in expected]
+
+
+def _transformers_shapes(
+    path: str | Path, subfolder: str, kind: Any, found: dict[str, Tensor] | None
+) -> tuple[Any, list[str]]:
+    config = kind.config_class.from_pretrained(path, subfolder=subfolder)
+    if found is None:
+        with torch.device("meta"):
+            return kind(config), []
+    options = {"device_map": "meta", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    module, report = kind.from_pretrained(None, config=config, state_dict=found, **options)
+    return module, [*report["missing_keys"], *report["mismatched_keys"]]
+
+
+def _refuse_absent(path: str | Path, part: str, absent: list[Any]) -> None:
+    if absent:
+        raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")

@@ -1,0 +1,58 @@
+"""Whether a run learns anything: every pair of the adapter has to move with the first optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from rayvideo.errors import UserError
+from rayvideo.models.lora import PREFIX, untrained
+
+PATIENCE = {"ddpo": 10}
+"""Objective -> updates that may leave the whole adapter where it is (else: none). To ddpo, samples that are rewarded
+alike say nothing, which may happen once."""
+NAMED = 3
+
+
+class NothingLearnedError(UserError, RuntimeError):
+    """No part of the adapter moves: the run would cost its time and change nothing."""
+
+
+class FirstUpdates:
+    """Looks at the adapter after each update until it has moved; its B matrices are 0 before the first.
+
+    Args:
+        objective: The recipe's `training.objective`.
+        done: Whether the run goes on from a checkpoint, hence has moved already.
+    """
+
+    def __init__(self, objective: str, *, done: bool) -> None:
+        self.watching = not done
+        self._left = PATIENCE.get(objective, 1)
+
+    def look(self, step: int, weights: Mapping[str, Tensor]) -> str | None:
+        """What is to be warned of after the update of `step`, if anything; `weights` are the adapter's by name.
+
+        Raises:
+            NothingLearnedError: no pair has moved.
+        """
+        still = untrained(weights)
+        pairs = sum(".lora_B." in name for name in weights)
+        self._left -= 1
+        if len(still) == pairs and self._left > 0:
+            return None
+        self.watching = False
+        if len(still) == pairs:
+            raise NothingLearnedError(
+                f"step {step}: the adapter has not moved: no gradient of the judges reaches any of its {pairs} pairs "
+                "of matrices; `rayvideo doctor` with this recipe says where it is lost"
+            )
+        if not still:
+            return None
+        named = [name.split(".lora_B.")[0].removeprefix(PREFIX) for name in still]
+        return (
+            f"step {step}: {len(still)} of the adapter's {pairs} pairs of matrices have not moved, and may never: no "
+            f"gradient reaches {', '.join(named[:NAMED])}{', …' if len(named) > NAMED else ''}; leave such layers out "
+            "of model.lora.targets"
+        )

@@ -1,0 +1,97 @@
+"""A run that learns nothing is stopped after its first update, and one that learns in part is told of the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rayvideo.models.lora import add_lora
+from rayvideo.sections import Lora, Training
+from rayvideo.training.engine import Engine
+from rayvideo.training.learning import PATIENCE, FirstUpdates, NothingLearnedError
+from rayvideo.training.schedule import learning_rate
+from tests.training.network import Net
+from tests.training.test_objectives import Run, recipe_for, table  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+class Cut(Net):
+    """No gradient reaches its first layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_k(torch.tanh(self.to_q(x)).detach())
+
+
+def updated(network: nn.Module, stage: int, scale: float = 1.0) -> dict[str, Tensor]:
+    """The adapter after one update, in the first step of a warm-up."""
+    options = Training(zero_stage=stage, batch_size=4, warmup_steps=1000)
+    torch.manual_seed(0)
+    engine = Engine(add_lora(network, Lora(rank=2, targets=("to_q", "to_k")), seed=0), options)
+    engine.backward(scale * engine.denoiser(torch.randn(4, 8)).square().mean())
+    engine.step(learning_rate(options, 1))
+    weights = engine.adapter()
+    engine.close()
+    return weights
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_pair_moves_with_the_first_update(stage):
+    first = FirstUpdates("reward", done=False)
+    assert first.watching
+    assert first.look(1, updated(Net(), stage)) is None
+    assert not first.watching
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_pairs_that_stay_where_they_are_are_named(stage):
+    first = FirstUpdates("reward", done=False)
+    said = first.look(1, updated(Cut(), stage))
+    assert said is not None
+    assert "1 of the adapter's 2 pairs of matrices have not moved" in said
+    assert "no gradient reaches to_q; leave" in said
+    assert not first.watching
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_an_adapter_that_does_not_move_stops_the_run(stage):
+    with pytest.raises(NothingLearnedError, match=r"step 1: the adapter has not moved: .* any of its 2 pairs"):
+        FirstUpdates("reward", done=False).look(1, updated(Net(), stage, scale=0.0))
+
+
+def test_samples_that_are_rewarded_alike_may_come_before_others():
+    first, still = FirstUpdates("ddpo", done=False), updated(Net(), 0, scale=0.0)
+    for step in range(1, PATIENCE["ddpo"]):
+        assert first.look(step, still) is None
+        assert first.watching
+    with pytest.raises(NothingLearnedError, match="step 10"):
+        first.look(10, still)
+    first = FirstUpdates("ddpo", done=False)
+    assert first.look(1, still) is None
+    assert first.look(2, updated(Net(), 0)) is None
+    assert not first.watching
+
+
+def test_a_run_that_goes_on_has_moved_before():
+    assert not FirstUpdates("reward", done=True).watching
+
+
+@pytest.mark.parametrize("options", [{}, {"objective": "draft"}, {"objective": "rwr"}, {"objective": "ddpo"}])
+def test_a_real_model_moves_as_a_whole(tiny_pipeline, table, options):  # noqa: F811
+    run = Run(recipe_for(tiny_pipeline, **options), table)
+    run.train(1)
+    assert run.trainer.first_sent is not None
+    assert run.trainer.first_sent.shape == (4, 1, 3, 32, 32)
+    first = FirstUpdates(options.get("objective", "reward"), done=False)
+    assert first.look(1, run.engine.adapter()) is None
+    assert not first.watching
+    run.engine.close()
+
+
+def test_a_judge_without_weight_teaches_nothing(tiny_pipeline, table):  # noqa: F811
+    run = Run(recipe_for(tiny_pipeline, weight=0.0), table)
+    run.train(1)
+    with pytest.raises(NothingLearnedError, match="no gradient of the judges reaches any of its"):
+        FirstUpdates("reward", done=False).look(1, run.engine.adapter())
+    run.engine.close()
