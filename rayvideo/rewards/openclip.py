@@ -55,10 +55,11 @@ def _read_config(architecture: str | Path) -> tuple[dict[str, Any], dict[str, An
     if path.suffix != ".json":
         config = open_clip.get_model_config(str(architecture))
         if config is None:
-            close = difflib.get_close_matches(str(architecture), open_clip.list_models())
+            known = {name.lower(): name for name in open_clip.list_models()}
+            close = [repr(known[name]) for name in difflib.get_close_matches(str(architecture).lower(), known)]
             raise RewardError(
                 f"architecture {str(architecture)!r} is neither an open_clip model name nor an open_clip .json file"
-                + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "")
+                + (f"; did you mean {' or '.join(close)}?" if close else "")
             )
         return config, preprocess, None
     try:

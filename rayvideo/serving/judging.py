@@ -76,7 +76,9 @@ def _one_pass(reward: Reward, pixels: Tensor, prompts: list[str], gradient: bool
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        own = error.__traceback__ and error.__traceback__.tb_next  # without the line above
+        own = error.__traceback__
+        while own and own.tb_frame.f_code.co_filename == __file__:  # the judge's own code says more than ours
+            own = own.tb_next
         trace = "".join(traceback.format_exception(type(error), error, own))
         raise RewardError(f"judge {reward.name!r} failed: {error!r}\n{trace.rstrip()}") from error
 
