@@ -44,6 +44,12 @@ def blocks() -> list[Block]:
     ]
 
 
+def block_of(page: str, kind: str, word: str = "") -> str:
+    """The only block of its kind in a page that has this word."""
+    (text,) = (block.text for block in blocks() if (block.page, block.kind) == (page, kind) and word in block.text)
+    return text
+
+
 def commands() -> list[Command]:
     """Every command: of bash blocks, behind a `$ ` in what programs print, and in running text."""
     found = [(block.page, line, False) for block in blocks() if block.kind == "bash" for line in _lines(block.text)]

@@ -32,7 +32,7 @@ from rayvideo.rewards.base import BUILT_IN, check_options
 from rayvideo.rewards.hpsv2 import RELEASES
 from rayvideo.sections import Lora
 from rayvideo.training.folder import figures
-from tests.documents import ROOT, Block, Command, blocks, commands
+from tests.documents import ROOT, Block, Command, block_of, blocks, commands
 
 COMMANDS = commands()
 MENAGERIE = "jobs/recipes/menagerie.yaml"
@@ -61,12 +61,6 @@ PYTHON = [
 ]
 """Blocks that tests run."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
-
-
-def block_of(page: str, kind: str, word: str = "") -> str:
-    """The only block of its kind in a page that has this word."""
-    (text,) = (block.text for block in blocks() if (block.page, block.kind) == (page, kind) and word in block.text)
-    return text
 
 
 WHOLE = block_of("README.md", "yaml", "# mine.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,6 +146,10 @@ def test_a_judge_that_errs_is_named(broken: RewardPool, prompt: str, message: st
 
 def test_a_judge_that_cannot_be_loaded_is_named(ray_cluster: None):
     pool = RewardPool([Judge(name="absent", type=f"{HERE}:Fragile")])
+    with pytest.raises(RewardError, match=r"(?s)'absent'.*Fragile needs a checkpoint"):
+        while True:  # as who does something else meanwhile
+            pool.refuse_broken()
+            time.sleep(0.05)
     with pytest.raises(RewardError, match=r"(?s)'absent'.*Fragile needs a checkpoint"):
         pool.wait_until_ready()
 
