@@ -25,7 +25,6 @@ from rayvideo.recipe import Recipe
 
 PLACES = "RAYVIDEO_OWN_MODULES"
 """Environment variable with {name: file or folder} as JSON; the workers of a Ray on this machine inherit it."""
-NEVER_OWN = {"rayvideo", "__main__"}
 
 
 def make_importable(recipe: Recipe, file: str | Path) -> None:
@@ -37,13 +36,13 @@ def make_importable(recipe: Recipe, file: str | Path) -> None:
     types = [judge.type for judge in (*recipe.reward.judges, *recipe.evaluation.judges)]
     types += [features.type] if features else []
     named = [kind.partition(":")[0].partition(".")[0] for kind in types if ":" in kind]
-    folders = [Path(file).expanduser().resolve().parent, Path.cwd().resolve()]
+    folders = [Path(file).expanduser().parent.resolve(), Path.cwd().resolve()]
     os.environ.pop(PLACES, None)  # of another recipe
     found: dict[str, Path] = {}
     wanted = named.copy()
     while wanted:
         name = wanted.pop()
-        if name in found or name in NEVER_OWN:
+        if name in found or name == __package__:
             continue
         if place := _place(name, folders, may_be_plain_folder=name in named):
             found[name] = place
@@ -95,7 +94,10 @@ class _Finder(MetaPathFinder):
 
 def _place(name: str, folders: Sequence[Path], may_be_plain_folder: bool) -> Path | None:
     """The file, or the folder of the package, that `name` means and that lies in one of the folders."""
-    spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(folder) for folder in folders])
+    try:
+        spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(folder) for folder in folders])
+    except ValueError:  # something that a program made up while it ran
+        return None
     if spec is None:
         return None
     if spec.submodule_search_locations is None:
@@ -104,7 +106,7 @@ def _place(name: str, folders: Sequence[Path], may_be_plain_folder: bool) -> Pat
         place = Path(next(iter(spec.submodule_search_locations)))
     else:
         return None
-    place = place.resolve()
+    place = place.parent.resolve() / place.name
     return place if place.parent in folders and (place.is_dir() or place.suffix == ".py") else None
 
 

@@ -52,7 +52,8 @@ def test_modules_beside_the_recipe_and_in_the_current_folder(tmp_path: Path) -> 
     (beside / "later.py").write_text("")
     (beside / "package" / "__init__.py").write_text("")
     (beside / "package" / "inner.py").write_text(f"from . import __name__\n{where}")
-    (tmp_path / "here.py").write_text(where)
+    (tmp_path / "elsewhere.py").write_text(where)
+    (tmp_path / "here.py").symlink_to("elsewhere.py")
     for name in ("wandb.py", "statistics.py"):
         (tmp_path / name).write_text("raise RuntimeError('nobody asked for it')")
     (beside / "recipe.yaml").write_text(yaml.safe_dump(recipe_naming("mine:Own", "package.inner:Own", "here:Own")))
