@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.data.storage import absolute, join, read_bytes
 from rayvideo.evaluation import EvaluationError
@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
     if sets:
         tree = recipe.model_dump(mode="json")
         recipe = parse_recipe(tree | {"evaluation": tree["evaluation"] | {"sets": sets}})
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage, "--out": args.out})
     run_folder = join(absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
     out = absolute(args.out) if args.out else run_folder

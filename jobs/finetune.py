@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.recipe import load_recipe
 from rayvideo.tracking import tracking_uri, ui_command
@@ -21,6 +21,7 @@ from rayvideo.training.launch import finetune
 
 def main(args: argparse.Namespace) -> None:
     recipe = named(load_recipe(args.recipe, args.overrides))
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
     preflight.check_place(recipe, resume=args.resume)

@@ -22,7 +22,7 @@ from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 
 import rayvideo
-from rayvideo import capacity
+from rayvideo import capacity, worker_path
 from rayvideo.errors import UserError
 from rayvideo.recipe import Recipe
 
@@ -117,6 +117,7 @@ def _start(recipe: Recipe) -> None:
     try:
         ray.init(
             address="local",
+            job_config=worker_path.OwnPath(),
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
             resources=dict.fromkeys(capacity.custom_resources(recipe), UNLIMITED),
             include_dashboard=False,
@@ -206,8 +207,14 @@ def _connect(address: str) -> None:
         ensure_token_if_auth_enabled(create_token_if_missing=False)
         _refuse_elsewhere(found, given)
         # A job has its working_dir on every node; any other driver sends this package along.
-        package = {} if submitted() else {"py_modules": [Path(rayvideo.__file__).parent]}
-        ray.init(address=found, runtime_env=package, logging_level=logging.WARNING)
+        package = [] if submitted() else [Path(rayvideo.__file__).parent]
+        environment = worker_path.runtime_env(package)
+        ray.init(
+            address=found,
+            job_config=worker_path.OwnPath(),
+            runtime_env=environment,
+            logging_level=logging.WARNING,
+        )
     except AuthenticationError as error:
         raise StartError(
             f"{given}: the cluster asks for a token, and this process has none or another. Set RAY_AUTH_MODE=token, "

@@ -118,7 +118,7 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
         wire=options.wire,
     )
     try:
-        table = open_latents(recipe)  # this and the next line while the judges load
+        table = open_latents(recipe, meanwhile=pool.refuse_broken)  # this and the next line while the judges load
         shown = embed_shown(recipe)
         with progress("loading judges", len(pool.judges), unit="judge") as bar:
             pool.wait_until_ready(lambda _: bar.update())

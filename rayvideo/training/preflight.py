@@ -9,6 +9,7 @@ from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
+from rayvideo.evaluation.metrics import resolve_features
 from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.recipe import Recipe
@@ -38,6 +39,8 @@ def check(recipe: Recipe) -> None:
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         check_judge(f"evaluation.judges.{number}", judge)
+    if recipe.evaluation.features:
+        resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
     prompts(recipe)
     if recipe.data.manifest is not None:
