@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorTrc, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, ColorTrc, Interpolation, VideoReformatter
 
 # Bicubic with full-resolution chroma; swscale widens its filter when it shrinks, which antialiases. Numbers, because
 # PyAV names these flags from 18 on, which Python 3.10 can't have.
