@@ -27,7 +27,7 @@ def kind(head: bytes) -> str | None:
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return ANIMATION.format("PNG") if b"acTL" in head else PICTURE.format("png")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        moves = head[12:16] == b"VP8X" and head[20] & 2
+        moves = head[12:16] == b"VP8X" and len(head) > 20 and head[20] & 2
         return ANIMATION.format("WebP") if moves else PICTURE.format("webp")
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return AUDIO.format("wav")
