@@ -33,6 +33,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     managers end it, and Ctrl-C close what is open first; the exit code is 128 + the signal's number, 143 and 130.
     """
     signal.signal(signal.SIGTERM, interrupt)
+    found_running = ray.is_initialized()  # a job of jobs/demo.py leaves it to the next one
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         main(parser.parse_intermixed_args())
@@ -45,7 +46,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     except KeyboardInterrupt as ended:
         sys.exit(128 + (ended.args[0] if ended.args else signal.SIGINT))
     finally:
-        if ray.is_initialized():
+        if ray.is_initialized() and not found_running:
             ray.shutdown()
 
 

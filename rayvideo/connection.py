@@ -66,20 +66,30 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
         StartError: within half a minute; there is no Ray to be had.
         CapacityError: these `parts` of the recipe don't fit on this machine.
     """
+    if not ray.is_initialized():  # by jobs/demo.py
+        _initialize(recipe)
+    capacity.check(recipe, parts, may_grow=not on_this_machine())
+
+
+def on_this_machine() -> bool:
+    """Whether Ray runs, or is to be started, on this machine alone."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
+
+
+def _initialize(recipe: Recipe) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _leave_out(NOISE)
-    address = os.environ.get("RAY_ADDRESS", "")
     _allow_files()
-    if address in ("", "local"):
+    if on_this_machine():
         logger.info("starting Ray on this machine")
         _start(recipe)
     else:
+        address = os.environ["RAY_ADDRESS"]
         logger.info("connecting to Ray at %s", address)
         _connect(address)
     signal.signal(signal.SIGTERM, interrupt)  # ray.init() has put a handler of its own there
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
-    capacity.check(recipe, parts, may_grow=address not in ("", "local"))
 
 
 def interrupt(number: int, _: object) -> None:

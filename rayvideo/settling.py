@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import ray
 import torch
 
+from rayvideo.connection import on_this_machine
 from rayvideo.errors import RecipeError
 from rayvideo.precision import Choice, choose
 from rayvideo.recipe import Recipe
@@ -74,7 +74,7 @@ def _settled(key: str, option: AutoPrecision, gpus: float, resources: Mapping[st
 
 def _look(option: AutoPrecision, gpus: float, resources: Mapping[str, float]) -> Choice:
     device = torch.device("cuda" if gpus else "cpu")
-    if "RAY_ADDRESS" not in os.environ:  # Ray runs on this machine alone
+    if on_this_machine():
         return choose(option, device)
     there = ray.remote(num_cpus=0, num_gpus=gpus, resources=dict(resources))(choose)
     return ray.get(there.remote(option, device))

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.util.debug import log_once
 
 from rayvideo.data import prepared, tasks
-from rayvideo.data.manifest import Entry, read_manifest
+from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.storage import join, locate, replacing
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
@@ -144,7 +144,7 @@ def stream(recipe: Recipe, meanwhile: Callable[[], None] = lambda: None) -> Late
 def _entries(recipe: Recipe) -> list[Entry]:
     if recipe.data.manifest is None:
         raise RecipeError("data.manifest: required, but not set; clips are prepared from it")
-    return read_manifest(recipe.data.manifest, recipe.data.root)
+    return read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
 
 
 def _latent_shape(recipe: Recipe) -> tuple[int, ...]:

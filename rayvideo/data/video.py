@@ -14,22 +14,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.fs
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
+from rayvideo.data.containers import WHITELIST
+from rayvideo.data.frames import FrameError, fit
+from rayvideo.data.kinds import HEAD_BYTES, kind
 from rayvideo.data.storage import StorageError, is_uri, locate, write_bytes
 from rayvideo.errors import UserError
 
 # Containers round times to their tick, at worst a millisecond (Matroska); a frame may be this early or late.
 TICK_S = 0.001
-# Bicubic with full-resolution chroma; swscale widens its filter when it shrinks, which antialiases. Numbers, because
-# PyAV names these flags from 18 on, which Python 3.10 can't have.
-FULL_CHR_H_INT, ACCURATE_RND = 0x2000, 0x40000
-# What clips come in. FFmpeg guesses by content, and would also take playlists, which name other files and hosts.
-CONTAINERS = "mov,matroska,avi,gif,mpeg,mpegts,flv,asf,ogg,mxf"
 MAX_PIXELS = 2**25  # of a frame, more than 8K has; a damaged header may claim any size
-MAX_CROPPED = 16  # times the pixels that are kept: a frame of 16384 x 2 would be blown up to fill the height
-INTERPOLATION = Interpolation.BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
 
 
 class ClipError(UserError):
@@ -47,34 +45,41 @@ def read_clip(path: str | Path, frames: int, fps: float, height: int, width: int
     """The first `frames` frames of a clip as a player at `fps` would show them.
 
     Frame j is the one on screen j / fps seconds after the clip's first frame, whatever the clip's own rate, constant or
-    not. It is turned as the file says, resized to cover height x width, and cropped at the centre. Sound is ignored.
+    not. It is turned and mirrored as the file says, resized to cover height x width, and cropped at the centre. Colours
+    are SDR's: the file's own matrix and range, for untagged frames BT.709 from 720 lines on and BT.601 below. Sound is
+    ignored.
 
     Args:
-        path: A local file or a URI, in any container and codec that FFmpeg reads (H.264, VP9, AV1, ...).
+        path: A local file or a URI, in any of `rayvideo.data.containers` and any codec that FFmpeg decodes.
 
     Returns:
         RGB pixels [frames, height, width, 3], 0..255.
 
     Raises:
-        ClipError: The file is missing, unreadable, damaged, has no video or is shorter than (frames - 1) / fps.
+        ClipError: The file is missing, unreadable, damaged, HDR, a picture, has no video or is shorter than
+            (frames - 1) / fps.
     """
     clip = np.empty((frames, height, width, 3), dtype=np.uint8)
     filled, seconds = 0, 0.0
     resize = VideoReformatter()
     try:
         with _open(str(path)) as container:
-            if not container.streams.video:
-                raise ClipError(path, "no video stream")
-            if container.streams.video[0].codec_context is None:
-                raise ClipError(path, "no decoder for its video stream")
-            pixel_aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
-            for frame, seconds in _shown(path, container):
+            stream = _video(path, container)
+            pixel_aspect = float(stream.sample_aspect_ratio or 1)
+            for frame, seconds in _shown(path, container, stream, frames > 1):
                 due = min(frames, math.ceil((seconds - TICK_S) * fps))
                 if due > filled:
-                    clip[filled:due] = _fit(path, resize, frame, pixel_aspect, height, width)
+                    clip[filled:due] = fit(resize, frame, pixel_aspect, height, width)
                     filled = due
                 if filled == frames:
                     return clip
+    except FrameError as error:
+        raise ClipError(path, str(error)) from None
+    except av.ArgumentError as error:  # what FFmpeg says of a container that it knows and must not open
+        reason = kind(_head(path)) or f"unreadable: none of the containers that are read ({WHITELIST})"
+        raise ClipError(path, reason) from error
+    except av.InvalidDataError as error:
+        raise ClipError(path, kind(_head(path)) or f"unreadable: {error.strerror}") from error
     except (av.FFmpegError, OSError) as error:
         raise ClipError(path, f"unreadable: {error.strerror or error}") from error
     except StorageError as error:
@@ -114,12 +119,35 @@ def _open(path: str) -> InputContainer:
         raise ClipError(path, "no regular file")  # a pipe could be waited for without end
     # `inner` is absolute: FFmpeg would take a name such as "concat:a|b" as one of its own protocols.
     source = filesystem.open_input_file(inner) if is_uri(path) else inner
-    return av.open(source, metadata_errors="replace", container_options={"format_whitelist": CONTAINERS})
+    return av.open(source, metadata_errors="replace", container_options={"format_whitelist": WHITELIST})
 
 
-def _shown(path: str | Path, container: InputContainer) -> Iterator[tuple[VideoFrame, float]]:
-    """Frames with the time at which each leaves the screen, in seconds after the first frame."""
-    stream = container.streams.video[0]
+def _head(path: str | Path) -> bytes:
+    filesystem, inner = locate(path)
+    with filesystem.open_input_stream(inner, compression=None) as source:
+        return bytes(source.read(HEAD_BYTES))
+
+
+def _video(path: str | Path, container: InputContainer) -> VideoStream:
+    """The first video; covers of albums are streams too."""
+    streams = container.streams
+    moving = [stream for stream in streams.video if not stream.disposition & Disposition.attached_pic]
+    if not moving:
+        what = "audio with a cover picture, " if streams.video and streams.audio else "audio, " if streams.audio else ""
+        raise ClipError(path, f"{what}no video stream")
+    if moving[0].codec_context is None:
+        raise ClipError(path, "no decoder for its video stream")
+    return moving[0]
+
+
+def _shown(
+    path: str | Path, container: InputContainer, stream: VideoStream, moving: bool
+) -> Iterator[tuple[VideoFrame, float]]:
+    """Frames with the time at which each leaves the screen, in seconds after the first frame.
+
+    Args:
+        moving: Refuse a file that holds a single frame, for however long it is shown.
+    """
     stream.codec_context.thread_count = 1  # clips are decoded side by side, one core each
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     shown: VideoFrame | None = None
@@ -133,25 +161,10 @@ def _shown(path: str | Path, container: InputContainer) -> Iterator[tuple[VideoF
             start = frame.time
         else:
             yield shown, frame.time - start
+            moving = False
         shown = frame
     if shown is not None:
+        if moving:
+            raise ClipError(path, kind(_head(path)) or "a still picture, not a clip: it holds a single frame")
         held = float(shown.duration * shown.time_base) if shown.duration and shown.time_base else 0.0
         yield shown, shown.time - start + max(held, 2 * TICK_S)
-
-
-def _fit(
-    path: str | Path, resize: VideoReformatter, frame: VideoFrame, pixel_aspect: float, height: int, width: int
-) -> npt.NDArray[np.uint8]:
-    """The frame upright, resized to cover height x width, cropped at the centre: RGB [height, width, 3]."""
-    turns = round(frame.rotation / 90) % 4
-    if turns % 2:
-        height, width = width, height
-    shown_width = frame.width * pixel_aspect
-    scale = max(height / frame.height, width / shown_width)
-    tall, wide = max(height, round(frame.height * scale)), max(width, round(shown_width * scale))
-    if tall * wide > MAX_CROPPED * height * width:
-        shape = f"{frame.width} x {frame.height} pixels, each {pixel_aspect:g} times as wide as high"
-        raise ClipError(path, f"its frames are too long and thin for {width} x {height}: {shape}")
-    rgb = resize.reformat(frame, wide, tall, "rgb24", interpolation=INTERPOLATION).to_ndarray()
-    top, left = (tall - height) // 2, (wide - width) // 2
-    return np.rot90(rgb[top : top + height, left : left + width], turns)

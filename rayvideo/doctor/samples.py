@@ -11,7 +11,7 @@ import ray
 import torch
 from torch import Tensor
 
-from rayvideo.data.manifest import Entry, read_manifest
+from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.prepared import open_prepared
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
@@ -66,7 +66,8 @@ def sample(recipe: Recipe, device: torch.device) -> tuple[Samples, LatentTable]:
 def _read(recipe: Recipe) -> tuple[list[Entry], list[np.ndarray]]:
     """The first clips, in random order, that can be read; of each caption one, as far as there are enough captions."""
     data = recipe.data
-    listed = [entry for entry in read_manifest(str(data.manifest), data.root) if entry["caption"]]
+    entire = read_captioned(str(data.manifest), data.root, data.max_bad_fraction)
+    listed = [entry for entry in entire if entry["caption"]]
     shuffled = [listed[i] for i in _order(recipe, len(listed))]
     firsts = list({entry["caption"]: entry for entry in reversed(shuffled)}.values())
     tried = [*firsts, *(entry for entry in shuffled if entry not in firsts)][: 2 * CLIPS]

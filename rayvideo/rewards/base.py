@@ -114,6 +114,8 @@ def check_judge(key: str, judge: sections.Judge) -> type[Reward]:
     # Of packages that this process may lack: its replica looks.
     if judge.runtime_env is not None and judge.type not in BUILT_IN:
         return Reward
+    if judge.dtype == "auto":  # settled where it runs; nothing is loaded here
+        judge = judge.model_copy(update={"dtype": "fp32"})
     try:
         kind = resolve(judge.type)
     except RewardError as error:

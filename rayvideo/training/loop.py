@@ -30,8 +30,6 @@ from rayvideo.training.plan import Plan
 from rayvideo.training.preemption import STOP, asked
 from rayvideo.training.saver import Saver, agree, load
 
-logger = logging.getLogger(__name__)
-
 
 def train(config: dict[str, Any]) -> None:
     """Train until the recipe's last step, or one after which workers were asked to stop, from the newest checkpoint.
@@ -53,7 +51,6 @@ def train(config: dict[str, Any]) -> None:
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-    layers, numbers = len(pairs(adapted)), parameter_count(adapted)
     clock = Clock(device)
     rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
     engine = Engine(adapted, recipe.training, rollout.passes)
@@ -67,8 +64,7 @@ def train(config: dict[str, Any]) -> None:
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
         tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
-        tracker.tag(**{"adapter.layers": layers, "adapter.parameters": numbers})
-    report.say(f"the adapter is on {layers} layers, with {numbers} trainable numbers")
+        tracker.tag(**{"adapter.layers": len(pairs(adapted)), "adapter.parameters": parameter_count(adapted)})
     report.stepped(start.step, attempt=start.attempt)
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers

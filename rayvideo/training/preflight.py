@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from rayvideo.data.manifest import read_manifest
+from rayvideo.data.manifest import read_captioned
 from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
@@ -44,7 +44,7 @@ def check(recipe: Recipe) -> None:
     check_held_out(recipe)
     prompts(recipe)
     if recipe.data.manifest is not None:
-        read_manifest(recipe.data.manifest, recipe.data.root)
+        read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
     else:
         open_prepared(recipe)
     _check_model(recipe)

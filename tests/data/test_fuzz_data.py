@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayvideo.data.manifest import ManifestError, read_captions, read_manifest, scan_captions
+from rayvideo.data.kinds import kind
+from rayvideo.data.manifest import ManifestError, read_captioned, read_captions, read_manifest, scan_captions
 from rayvideo.data.prepared import clip_places, fingerprint, open_prepared
 from rayvideo.data.storage import StorageError, locate, read_bytes, write_bytes
 from rayvideo.data.table import DataError, batch_indices
@@ -24,7 +25,7 @@ from rayvideo.data.video import ClipError, read_clip, write_clip
 from rayvideo.recipe import Recipe, parse_recipe
 from tests.clips import ball
 
-FORMS = ("list.txt", "list.csv", "list.jsonl", "list.parquet", "list")
+FORMS = ("list.txt", "list.csv", "list.jsonl", "list.json", "list.parquet", "list")
 SIZE = {"frames": 4, "height": 64, "width": 64}
 # What every form can say: one line, no separators, no blanks at the ends, which all forms take off.
 words = st.text(
@@ -48,6 +49,8 @@ def save(folder: Path, form: str, pairs: list[tuple[str, str]], end: str = "\n",
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator=end).writerows([("video", "caption"), *pairs])
         content = text.getvalue()
+    elif form.endswith(".json"):
+        content = json.dumps([{"file_path": video, "text": caption} for video, caption in pairs], indent=1)
     elif form.endswith(".jsonl"):
         content = end.join(json.dumps({"video": video, "caption": caption}) for video, caption in pairs)
     else:
@@ -78,6 +81,29 @@ def test_any_list(folder: Path, form: str, content: bytes) -> None:
 def name_and_length(form: str, message: str) -> None:
     assert form in message
     assert len(message) < 2000
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["metadata.csv", "metadata.jsonl", "l.json"]), st.binary(max_size=200) | st.text().map(str.encode)
+)
+def test_any_list_in_a_folder(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:
+    place = tmp_path_factory.mktemp("clips")
+    (place / "a.mp4").touch()
+    (place / name).write_bytes(content)
+    try:
+        assert read_manifest(place)
+        read_captioned(place, None, 0)
+    except ManifestError as error:
+        name_and_length(str(place), str(error))
+
+
+@given(
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8X", b"ID3", b"BM", b"\0\0\0\0ftypavif"]),
+    st.binary(),
+)
+def test_a_file_is_named_by_any_first_bytes(start: bytes, rest: bytes) -> None:
+    assert kind(start + rest) or not start or start == b"BM"
 
 
 @given(st.data())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from diffusers import UNet3DConditionModel
 
 from rayvideo.data import latents
@@ -379,3 +380,15 @@ def test_what_counts_as_the_same_weights(tiny_pipeline, tiny_judge, tmp_path, tr
     }
     recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, **judges)
     assert ("other" in trained_on(recipe)) == same
+
+
+def test_clips_without_captions_are_found_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
+    recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, data__manifest=str(tmp_path / "clips"))
+    for refuse in (check, latents.check):
+        with pytest.raises(
+            UserError, match=r"1 of 1 clips have no caption.*list\.txt is not read: name it as data\.man"
+        ):
+            refuse(recipe)
+    assert not ray.is_initialized()

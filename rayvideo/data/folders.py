@@ -1,0 +1,232 @@
+"""Folders of clips: which files are clips, and where their captions stand.
+
+A clip's caption is in the `.txt` of the same name beside it. Where that is missing, lists in the folder are asked:
+`.csv`, `.json`, `.jsonl` and `.parquet` files with columns for clips and captions, and `videos.txt` with `prompts.txt`,
+line by line. Paths in a list start from the list's own folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs
+
+from rayvideo.data.containers import is_clip_name
+from rayvideo.data.lists import CLIPS, ManifestError, Row, clip_path, read_text, rows
+from rayvideo.data.storage import is_uri, join, locate, parent
+
+log = logging.getLogger(__name__)
+
+# Left behind by unpackers, file browsers and network storages. Names that begin with a dot are passed over too.
+LEFTOVERS = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
+TABLES = (".csv", ".json", ".jsonl", ".parquet")
+PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")
+LISTS_SHOWN = 3
+
+
+class _Names:
+    """Files by a name of theirs; one that differs in upper and lower case alone is found if there is no exact one."""
+
+    def __init__(self, files: dict[str, str]) -> None:
+        self._exact = files
+        self._folded = {name.casefold(): file for name, file in reversed(files.items())}
+
+    def find(self, name: str) -> str | None:
+        return self._exact.get(name) or self._folded.get(name.casefold())
+
+
+def clips(source: str) -> Iterator[Row]:
+    """The clips below a folder, sorted by path, each with its caption, "" where there is none.
+
+    A list may name clips that are not there; these are given too, so that they are counted.
+
+    Raises:
+        ManifestError: the folder holds no clips and no list of such, or one of its files can't be read.
+    """
+    files = _files(source)
+    found = list(filter(is_clip_name, files))
+    texts = _Names({_stem(file): file for file in files if file.lower().endswith(".txt")})
+    captions: dict[str, list[str]] = {}
+    for file in found:
+        text = texts.find(_stem(file))
+        captions[file] = [_caption(join(source, text))] if text else []
+    if not (captions and all(captions.values())):
+        for file, caption in _listed(source, files, _Names({file: file for file in found})):
+            # The text beside a clip knows it best.
+            if not (file in captions and texts.find(_stem(file))):
+                captions.setdefault(file, []).append(caption)
+    if not captions:
+        kinds = Counter(posixpath.splitext(file)[1].lower() or "no ending" for file in files)
+        held = ", ".join(f"{kind} ({number})" for kind, number in kinds.most_common(5)) or "none"
+        raise ManifestError(f"{source} lists no clips; the endings of its files: {held}; allowed: docs/clips.md")
+    for file, each in sorted(captions.items()):
+        video = join(source, file)
+        for caption in each or [""]:
+            yield Row(video, video, caption)
+
+
+def unread_lists(source: str) -> str:
+    """What to say of files that may hold the captions of a folder's clips but were not read; "" if there are none."""
+    return "; ".join(f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN))
+
+
+def _unread(source: str) -> Iterator[tuple[str, str]]:
+    """Files beside or above the clips, and why they are not read."""
+    files = _files(source)
+    for table in _tables(files):
+        if reason := _unfit(join(source, table)):
+            yield table, reason
+    for file in _without_clip(files, (".txt", ".list", ".tsv", ".xlsx")):
+        name = posixpath.basename(file).lower()
+        if name not in ("videos.txt", *PROMPTS):
+            yield file, "name it as data.manifest if it is a list"
+        elif not _prompts(file, files) or not any(each.lower().endswith("videos.txt") for each in files):
+            yield file, f"videos.txt and {PROMPTS[0]} belong together, line by line"
+    if is_uri(source):
+        return
+    with suppress(OSError):  # a folder above that this user may not list has nothing to tell
+        for name in sorted(os.listdir(Path(source).absolute().parent)):
+            if name.lower().endswith((*TABLES, ".txt")) and not _passed_over(name):
+                yield join(parent(source.rstrip("/")), name), "name it as data.manifest if it is their list"
+
+
+def _listed(source: str, files: list[str], found: _Names) -> Iterator[tuple[str, str]]:
+    """Clips, as paths from `source` or whole ones, with the captions that lists give them."""
+    said: dict[str, str] = {}
+    for table in _tables(files):
+        place = join(source, table)
+        if not _unfit(place):
+            yield from _entries(source, table, rows(place, CLIPS), found, said)
+    for file in files:
+        if posixpath.basename(file).lower() == "videos.txt":
+            yield from _entries(source, file, _line_by_line(source, file, files), found, said)
+
+
+def _entries(
+    source: str, list_: str, listed: Iterable[Row], found: _Names, said: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    """`said` remembers which list spoke of a clip: two lists of the same clips may disagree."""
+    for row in listed:
+        if row.bad:
+            raise ManifestError(row.bad.reason)
+        if not row.first:
+            raise ManifestError(f"{row.where}: no video")
+        file = _place(source, posixpath.dirname(list_), row.first, found)
+        other = said.setdefault(file, list_)
+        if other != list_:
+            raise ManifestError(
+                f"{source}: both {other} and {list_} list {file}; name the list that is meant as data.manifest"
+            )
+        yield file, row.caption or ""
+
+
+def _place(source: str, folder: str, name: str, found: _Names) -> str:
+    """Where a list in `folder` says that a clip lies: from `source` if it is there, else as `join` takes it."""
+    path = join(folder, clip_path(name))
+    _, inside = locate(source)
+    from_source = posixpath.normpath(path).removeprefix(f"{inside}/") if not is_uri(path) else path
+    return found.find(from_source.removeprefix(f"{source.rstrip('/')}/")) or path
+
+
+def _line_by_line(source: str, videos: str, files: list[str]) -> Iterator[Row]:
+    """videos.txt with the file of captions beside it, whose lines belong together; nothing without such a file."""
+    prompts = _prompts(videos, files)
+    if prompts is None:
+        return
+    left, right = (read_text(join(source, file)).rstrip().splitlines() for file in (videos, prompts))
+    if len(left) != len(right):
+        raise ManifestError(
+            f"{join(source, videos)} has {len(left)} lines and {prompts} {len(right)}; they belong together, line by "
+            "line"
+        )
+    for number, (video, caption) in enumerate(zip(left, right, strict=True), 1):
+        if video.strip() or caption.strip():
+            yield Row(f"{join(source, videos)} line {number}", video.strip(), caption.strip())
+
+
+def _prompts(videos: str, files: list[str]) -> str | None:
+    """The file of captions beside a videos.txt."""
+    folder = posixpath.dirname(videos)
+    beside = {file.lower(): file for file in files if posixpath.dirname(file) == folder}
+    names = (posixpath.join(folder, name).lower() for name in PROMPTS)
+    return next((beside[name] for name in names if name in beside), None)
+
+
+def _tables(files: list[str]) -> list[str]:
+    return _without_clip(files, TABLES)
+
+
+def _without_clip(files: list[str], endings: tuple[str, ...]) -> list[str]:
+    """Files that end like this and are not one clip's own, beside it under its name."""
+    owned = {_stem(file).casefold() for file in files if is_clip_name(file)}
+    return [file for file in files if file.lower().endswith(endings) and _stem(file).casefold() not in owned]
+
+
+def _unfit(place: str) -> str | None:
+    """Why a file is no list of clips, as its first entry shows; other tables may lie in a folder."""
+    try:
+        first = next(rows(place, CLIPS), None)
+    except ManifestError as error:
+        return str(error)
+    return first.bad.reason if first and first.bad else None
+
+
+def _files(source: str) -> list[str]:
+    """Regular files and links to such below a folder, as paths from there, sorted, without what is passed over.
+
+    Links to folders are not followed: they may go round.
+
+    Raises:
+        ManifestError: a folder that may not be read, or a name that is no text.
+    """
+    filesystem, inner = locate(source)
+    try:
+        if isinstance(filesystem, pa.fs.LocalFileSystem):
+            found = list(_local_files(source, inner))
+        else:
+            found = [
+                file.path
+                for file in filesystem.get_file_info(pa.fs.FileSelector(inner, recursive=True))
+                if file.is_file
+            ]
+        names = [file[len(inner) :].lstrip("/") for file in found]
+        for name in names:
+            name.encode()
+    except (OSError, UnicodeError) as error:
+        raise ManifestError(f"{source}: its files can't be listed: {error}") from error
+    return sorted(name for name in names if not any(map(_passed_over, name.split("/"))))
+
+
+def _local_files(source: str, inner: str) -> Iterator[str]:
+    links = []
+    for folder, folders, names in os.walk(inner, onerror=_refuse):
+        folders[:] = [name for name in folders if not _passed_over(name)]
+        links += [path for path in (os.path.join(folder, name) for name in folders) if os.path.islink(path)]
+        yield from (path for path in (os.path.join(folder, name) for name in names) if os.path.isfile(path))
+    if links:
+        log.warning("%s: %d links to other folders are not followed, the first is %s", source, len(links), links[0])
+
+
+def _passed_over(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFTOVERS
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _stem(file: str) -> str:
+    return posixpath.splitext(file)[0]
+
+
+def _caption(place: str) -> str:
+    """The caption in a file beside a clip, on one line."""
+    return " ".join(read_text(place).split())
