@@ -77,9 +77,9 @@ def clips(source: str) -> Iterator[Row]:
             yield Row(video, video, caption)
 
 
-def unread_lists(source: str) -> str:
-    """What to say of files that may hold the captions of a folder's clips but were not read; "" if there are none."""
-    return "; ".join(f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN))
+def unread_lists(source: str) -> list[str]:
+    """What to say of the first files that may hold the captions of a folder's clips but were not read."""
+    return [f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN)]
 
 
 def _unread(source: str) -> Iterator[tuple[str, str]]:

@@ -161,7 +161,7 @@ def test_a_bad_line_of_a_list_in_a_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ({}, "2 of 2 clips have no caption, such as .*a.mp4; .*Put a .txt of the same name"),
+        ({}, "2 of 2 clips have no caption, such as .*a.mp4; .*put a .txt of the same name"),
         ({"labels.csv": "id,label\n1,2"}, "labels.csv is not read: .*no video and no caption among"),
         ({"list.txt": "a.mp4|||x"}, "list.txt is not read: name it as data.manifest"),
         ({"videos.txt": "a.mp4"}, "videos.txt is not read: videos.txt and prompts.txt belong together"),
