@@ -97,8 +97,8 @@ def _where_captions_go(source: str) -> str:
 def read_captions(path: str | Path) -> list[Caption]:
     """The captions of an evaluation list: `name|||caption|||16` lines, or one caption a line, or a table.
 
-    In a `.csv`, `.json`, `.jsonl` or `.parquet` the column `caption` is needed, `name` is not. Captions without a name are
-    named by their number, "0000" first. The same name with the same caption again is dropped with a warning.
+    In a `.csv`, `.json`, `.jsonl` or `.parquet` the column `caption` is needed, `name` is not. Captions without a name
+    are named by their number, "0000" first. The same name with the same caption again is dropped with a warning.
 
     Raises:
         ManifestError: naming file, line and what is allowed; also for an empty caption.
