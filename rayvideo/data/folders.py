@@ -7,11 +7,12 @@ line by line. Paths in a list start from the list's own folder.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -20,8 +21,10 @@ import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.data.containers import is_clip_name
-from rayvideo.data.lists import CLIPS, ManifestError, Row, clip_path, read_text, rows
-from rayvideo.data.storage import is_uri, join, locate, parent
+from rayvideo.data.lists import CLIPS, ManifestError, Row, clip_path, decoded, rows
+from rayvideo.data.storage import is_uri, join, locate
+
+Place = tuple[pa.fs.FileSystem, str]  # a folder, as `locate` finds it
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +54,16 @@ def clips(source: str) -> Iterator[Row]:
     Raises:
         ManifestError: the folder holds no clips and no list of such, or one of its files can't be read.
     """
-    files = _files(source)
+    place = locate(source)
+    files = _files(source, *place)
     found = list(filter(is_clip_name, files))
     texts = _Names({_stem(file): file for file in files if file.lower().endswith(".txt")})
     captions: dict[str, list[str]] = {}
     for file in found:
         text = texts.find(_stem(file))
-        captions[file] = [_caption(join(source, text))] if text else []
+        captions[file] = [" ".join(_text(source, place, text).split())] if text else []
     if not (captions and all(captions.values())):
-        for file, caption in _listed(source, files, _Names({file: file for file in found})):
+        for file, caption in _listed(source, place, files, _Names({file: file for file in found})):
             # The text beside a clip knows it best.
             if not (file in captions and texts.find(_stem(file))):
                 captions.setdefault(file, []).append(caption)
@@ -73,14 +77,14 @@ def clips(source: str) -> Iterator[Row]:
             yield Row(video, video, caption)
 
 
-def unread_lists(source: str) -> str:
-    """What to say of files that may hold the captions of a folder's clips but were not read; "" if there are none."""
-    return "; ".join(f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN))
+def unread_lists(source: str) -> list[str]:
+    """What to say of the first files that may hold the captions of a folder's clips but were not read."""
+    return [f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN)]
 
 
 def _unread(source: str) -> Iterator[tuple[str, str]]:
     """Files beside or above the clips, and why they are not read."""
-    files = _files(source)
+    files = _files(source, *locate(source))
     for table in _tables(files):
         if reason := _unfit(join(source, table)):
             yield table, reason
@@ -93,55 +97,54 @@ def _unread(source: str) -> Iterator[tuple[str, str]]:
     if is_uri(source):
         return
     with suppress(OSError):  # a folder above that this user may not list has nothing to tell
-        for name in sorted(os.listdir(Path(source).absolute().parent)):
+        above = Path(source).absolute().parent
+        for name in sorted(os.listdir(above)):
             if name.lower().endswith((*TABLES, ".txt")) and not _passed_over(name):
-                yield join(parent(source.rstrip("/")), name), "name it as data.manifest if it is their list"
+                yield str(above / name), "name it as data.manifest if it is their list"
 
 
-def _listed(source: str, files: list[str], found: _Names) -> Iterator[tuple[str, str]]:
+def _listed(source: str, place: Place, files: list[str], found: _Names) -> Iterator[tuple[str, str]]:
     """Clips, as paths from `source` or whole ones, with the captions that lists give them."""
-    said: dict[str, str] = {}
-    for table in _tables(files):
-        place = join(source, table)
-        if not _unfit(place):
-            yield from _entries(source, table, rows(place, CLIPS), found, said)
+    lists = {table: rows(join(source, table), CLIPS) for table in _tables(files) if not _unfit(join(source, table))}
     for file in files:
         if posixpath.basename(file).lower() == "videos.txt":
-            yield from _entries(source, file, _line_by_line(source, file, files), found, said)
+            lists[file] = _line_by_line(source, place, file, files)
+    speaks: dict[str, str] = {}  # which list speaks of a clip: two that speak of the same may disagree
+    for name, entries in lists.items():
+        missing = []
+        for row in entries:
+            if row.bad:
+                raise ManifestError(row.bad.reason)
+            if not row.first:
+                raise ManifestError(f"{row.where}: no video")
+            path = join(posixpath.dirname(name), clip_path(row.first))
+            clip = found.find(_from_source(source, place, path))
+            if clip is None:
+                clip = path
+                missing.append(path)
+            other = speaks.setdefault(clip, name)
+            if other != name:
+                raise ManifestError(
+                    f"{source}: both {other} and {name} list {clip}; name the list that is meant as data.manifest"
+                )
+            yield clip, row.caption or ""
+        if missing:
+            log.warning("%s: %d clips of %s are not there, the first is %s", source, len(missing), name, missing[0])
 
 
-def _entries(
-    source: str, list_: str, listed: Iterable[Row], found: _Names, said: dict[str, str]
-) -> Iterator[tuple[str, str]]:
-    """`said` remembers which list spoke of a clip: two lists of the same clips may disagree."""
-    for row in listed:
-        if row.bad:
-            raise ManifestError(row.bad.reason)
-        if not row.first:
-            raise ManifestError(f"{row.where}: no video")
-        file = _place(source, posixpath.dirname(list_), row.first, found)
-        other = said.setdefault(file, list_)
-        if other != list_:
-            raise ManifestError(
-                f"{source}: both {other} and {list_} list {file}; name the list that is meant as data.manifest"
-            )
-        yield file, row.caption or ""
+def _from_source(source: str, place: Place, path: str) -> str:
+    """A path in a list as it is from the folder `source` on, if it lies there."""
+    if is_uri(path):
+        return path.removeprefix(f"{source.rstrip('/')}/")
+    return posixpath.normpath(path).removeprefix(f"{place[1]}/")
 
 
-def _place(source: str, folder: str, name: str, found: _Names) -> str:
-    """Where a list in `folder` says that a clip lies: from `source` if it is there, else as `join` takes it."""
-    path = join(folder, clip_path(name))
-    _, inside = locate(source)
-    from_source = posixpath.normpath(path).removeprefix(f"{inside}/") if not is_uri(path) else path
-    return found.find(from_source.removeprefix(f"{source.rstrip('/')}/")) or path
-
-
-def _line_by_line(source: str, videos: str, files: list[str]) -> Iterator[Row]:
+def _line_by_line(source: str, place: Place, videos: str, files: list[str]) -> Iterator[Row]:
     """videos.txt with the file of captions beside it, whose lines belong together; nothing without such a file."""
     prompts = _prompts(videos, files)
     if prompts is None:
         return
-    left, right = (read_text(join(source, file)).rstrip().splitlines() for file in (videos, prompts))
+    left, right = (list(io.StringIO(_text(source, place, file).rstrip(), newline=None)) for file in (videos, prompts))
     if len(left) != len(right):
         raise ManifestError(
             f"{join(source, videos)} has {len(left)} lines and {prompts} {len(right)}; they belong together, line by "
@@ -179,7 +182,7 @@ def _unfit(place: str) -> str | None:
     return first.bad.reason if first and first.bad else None
 
 
-def _files(source: str) -> list[str]:
+def _files(source: str, filesystem: pa.fs.FileSystem, inner: str) -> list[str]:
     """Regular files and links to such below a folder, as paths from there, sorted, without what is passed over.
 
     Links to folders are not followed: they may go round.
@@ -187,7 +190,6 @@ def _files(source: str) -> list[str]:
     Raises:
         ManifestError: a folder that may not be read, or a name that is no text.
     """
-    filesystem, inner = locate(source)
     try:
         if isinstance(filesystem, pa.fs.LocalFileSystem):
             found = list(_local_files(source, inner))
@@ -227,6 +229,11 @@ def _stem(file: str) -> str:
     return posixpath.splitext(file)[0]
 
 
-def _caption(place: str) -> str:
-    """The caption in a file beside a clip, on one line."""
-    return " ".join(read_text(place).split())
+def _text(source: str, place: Place, file: str) -> str:
+    """A file of the folder; not through `read_bytes`, which would ask an object store for its region each time."""
+    filesystem, inner = place
+    try:
+        with filesystem.open_input_stream(posixpath.join(inner, file), compression=None) as stream:
+            return decoded(join(source, file), stream.read())
+    except OSError as error:
+        raise ManifestError(f"{join(source, file)} can't be read: {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import SupportsBytes, cast
+
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
@@ -48,9 +50,9 @@ def fit(
         shape = f"{frame.width} x {frame.height} pixels, each {pixel_aspect:g} times as wide as high"
         raise FrameError(f"its frames are too long and thin for {width} x {height}: {shape}")
     # One thread: clips are decoded side by side, one core each.
-    rgb = resize.reformat(
-        frame, wide, tall, "rgb24", colour_matrix(frame), interpolation=INTERPOLATION, threads=1
-    ).to_ndarray()
+    matrix = colour_matrix(frame)
+    resized = resize.reformat(frame, wide, tall, "rgb24", matrix, interpolation=INTERPOLATION, threads=1)
+    rgb = np.asarray(resized.to_ndarray(), np.uint8)
     top, left = (tall - height) // 2, (wide - width) // 2
     kept = rgb[top : top + height, left : left + width]
     return (kept.swapaxes(0, 1) if turned else kept)[::down, ::across]
@@ -62,11 +64,11 @@ def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     Raises:
         FrameError: the display matrix does something else than quarter turns and mirroring.
     """
-    side = frame.side_data.get("DISPLAYMATRIX")
+    side = cast("SupportsBytes | None", frame.side_data.get("DISPLAYMATRIX"))  # PyAV's types name another kind only
     if side is None:
         return False, 1, 1
     # A pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y). An unequal scale is in the pixels' aspect.
-    a, b, _, c, d = np.frombuffer(side, np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].tolist()
     if max(abs(b), abs(c)) < SKEW * min(abs(a), abs(d)):
         return False, _sign(d), _sign(a)
     # FFmpeg's aspect for an unequal scale holds for frames that aren't turned only.

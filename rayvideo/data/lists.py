@@ -94,7 +94,10 @@ def rows(source: str, columns: Columns) -> Iterator[Row]:
     ending = Path(source).suffix.lower()
     if ending == ".parquet":
         return _parquet(source, columns)
-    text = read_text(source)
+    try:
+        text = decoded(source, read_bytes(source))
+    except OSError as error:
+        raise ManifestError(f"{source} can't be read: {error}") from error
     lines = io.StringIO(text, newline=None)  # which knows all line ends
     if ending == ".csv":
         return _csv(source, lines, columns)
@@ -107,17 +110,15 @@ def rows(source: str, columns: Columns) -> Iterator[Row]:
     raise ManifestError(f"{source}: {ending!r} is no known kind of list; allowed: {FORMS}")
 
 
-def read_text(source: str) -> str:
+def decoded(source: str, content: bytes) -> str:
     """A file's text.
 
     Raises:
-        ManifestError: it can't be read, or is no UTF-8 text.
+        ManifestError: it is no UTF-8 text.
     """
     try:
         # A mark may also stand inside, where lists were joined.
-        text = read_bytes(source).decode("utf-8").replace(BYTE_ORDER_MARK, "")
-    except OSError as error:
-        raise ManifestError(f"{source} can't be read: {error}") from error
+        text = content.decode("utf-8").replace(BYTE_ORDER_MARK, "")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ManifestError(f"{source} line {line}: not UTF-8 text") from None

@@ -81,22 +81,25 @@ def read_captioned(path: str | Path, root: str | None, max_bad_fraction: float) 
     entries = read_manifest(path, root)
     without = [entry["video"] for entry in entries if not entry["caption"]]
     if len(without) > max_bad_fraction * len(entries) or len(without) == len(entries):
-        fault = f"{path}: {len(without)} of {len(entries)} clips have no caption, such as {without[0]}"
-        if not _is_folder(str(path)):
-            raise ManifestError(f"{fault}; data.max_bad_fraction allows {max_bad_fraction:g} of them")
-        unread = folders.unread_lists(str(path))
         raise ManifestError(
-            f"{fault}; data.max_bad_fraction allows {max_bad_fraction:g} of them. Put a .txt of the same name beside "
-            f"each, or a metadata.csv with columns file_name and text into the folder{'; ' if unread else ''}{unread}"
+            f"{path}: {len(without)} of {len(entries)} clips have no caption, such as {without[0]}; "
+            f"data.max_bad_fraction allows {max_bad_fraction:g} of them{_where_captions_go(str(path))}"
         )
     return entries
+
+
+def _where_captions_go(source: str) -> str:
+    if not _is_folder(source):
+        return ""
+    mend = "put a .txt of the same name beside each, or a metadata.csv with columns file_name and text into the folder"
+    return "; ".join(["", mend, *folders.unread_lists(source)])
 
 
 def read_captions(path: str | Path) -> list[Caption]:
     """The captions of an evaluation list: `name|||caption|||16` lines, or one caption a line, or a table.
 
-    In a `.csv`, `.jsonl` or `.parquet` the column `caption` is needed, `name` is not. Captions without a name are
-    named by their number, "0000" first. The same name with the same caption again is dropped with a warning.
+    In a `.csv`, `.json`, `.jsonl` or `.parquet` the column `caption` is needed, `name` is not. Captions without a name
+    are named by their number, "0000" first. The same name with the same caption again is dropped with a warning.
 
     Raises:
         ManifestError: naming file, line and what is allowed; also for an empty caption.

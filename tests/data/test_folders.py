@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +14,8 @@ from rayvideo.data.containers import CONTAINERS, ENDINGS
 from rayvideo.data.manifest import ManifestError, read_captioned, read_manifest
 
 
-def lay(folder: Path, **contents: str | bytes) -> Path:
-    """Write files by their names; `__` in a name parts folders, a name without content is an empty file."""
+def lay(folder: Path, **contents: Any) -> Path:
+    """Write files, text or bytes, by their paths."""
     for name, content in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +125,13 @@ def test_the_text_beside_a_clip_comes_before_lists(tmp_path):
     assert captions(tmp_path) == {"a.mp4": "beside", "deep/b.mov": "dog", "gone.mp4": "x"}
 
 
+def test_clips_that_a_list_names_but_that_are_not_there_are_counted(tmp_path, caplog):
+    lay(tmp_path, **{"a.mp4": b"", "list/m.csv": "file_name,text\n../a.mp4,a\nb.mp4,b\n/x/c.mp4,c\ns3://d/d.mp4,d"})
+    listed = {entry["video"]: entry["caption"] for entry in read_manifest(tmp_path)}
+    assert listed == {f"{tmp_path}/a.mp4": "a", f"{tmp_path}/list/b.mp4": "b", "/x/c.mp4": "c", "s3://d/d.mp4": "d"}
+    assert "3 clips of list/m.csv are not there, the first is list/b.mp4" in caplog.text
+
+
 def test_a_list_is_not_opened_where_every_clip_has_its_text(tmp_path):
     lay(tmp_path, **{"a.mp4": b"", "a.txt": "a", "metadata.csv": b"file_name,text\n\xff"})
     assert captions(tmp_path) == {"a.mp4": "a"}
@@ -153,7 +161,7 @@ def test_a_bad_line_of_a_list_in_a_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ({}, "2 of 2 clips have no caption, such as .*a.mp4; .*Put a .txt of the same name"),
+        ({}, "2 of 2 clips have no caption, such as .*a.mp4; .*put a .txt of the same name"),
         ({"labels.csv": "id,label\n1,2"}, "labels.csv is not read: .*no video and no caption among"),
         ({"list.txt": "a.mp4|||x"}, "list.txt is not read: name it as data.manifest"),
         ({"videos.txt": "a.mp4"}, "videos.txt is not read: videos.txt and prompts.txt belong together"),

@@ -71,7 +71,7 @@ def sound(path: Path, codec: str, *, cover: bool, name: str | None = None) -> Pa
     with av.open(str(path), "w", format=name) as container:
         audio = cast(AudioStream, container.add_stream(codec, rate=48000))
         if cover:
-            picture = cast(VideoStream, container.add_stream("mjpeg", rate=1))
+            picture = container.add_stream("mjpeg", rate=1)
             picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
             picture.disposition = Disposition.attached_pic
             for packet in [*picture.encode(VideoFrame.from_image(images(1)[0])), *picture.encode()]:
@@ -106,8 +106,8 @@ def test_audio(tmp_path, name, codec, cover, reason):
 
 def test_a_cover_is_not_taken_for_the_clip(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        cover = cast(VideoStream, container.add_stream("mjpeg", rate=1))
-        stream = cast(VideoStream, container.add_stream("libx264", rate=8))
+        cover = container.add_stream("mjpeg", rate=1)
+        stream = container.add_stream("libx264", rate=8)
         for each in (cover, stream):
             each.width, each.height = 64, 64
         cover.pix_fmt, stream.pix_fmt, cover.disposition = "yuvj420p", "yuv420p", Disposition.attached_pic

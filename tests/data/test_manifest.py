@@ -137,6 +137,7 @@ def test_a_missing_list_and_an_empty_folder_are_refused(tmp_path):
         ("c.txt", b"\xef\xbb\xbfred cat\r\n\r\na dog", [("0000", "red cat"), ("0001", "a dog")]),
         ("c.csv", "caption\nred cat\na dog", [("0000", "red cat"), ("0001", "a dog")]),
         ("c.jsonl", '{"name": "x", "caption": "red cat"}', [("x", "red cat")]),
+        ("c.json", '[{"name": "x", "caption": "red cat"}]', [("x", "red cat")]),
     ],
 )
 def test_caption_lists(tmp_path, name, content, expected):
