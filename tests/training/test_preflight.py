@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import yaml
 
 from rayvideo.errors import RecipeError, UserError
 from rayvideo.evaluation.findings import roles
 from rayvideo.evaluation.heldout import trained_on
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
+from rayvideo.tracking import TrackingError
+from rayvideo.training.folder import write_recipe
 from rayvideo.training.preflight import check
 
 
@@ -206,3 +212,30 @@ def test_what_counts_as_the_same_weights(tiny_pipeline, tiny_judge, tmp_path, tr
     }
     recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, **judges)
     assert ("other" in trained_on(recipe)) == same
+
+
+def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False) -> None:
+    """The job, in this process."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    main = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "finetune.py"))["main"]
+    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume))
+
+
+def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking = {"run_name": "first"}
+    recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, tracking=tracking, storage=str(tmp_path / "runs"))
+    running = ray.is_initialized()
+    with pytest.raises(RecipeError, match=r"^tracking\.uri 'localhost:5000' is no address"):
+        finetune(recipe, tmp_path, "tracking.uri=localhost:5000")
+    with pytest.raises(TrackingError, match=r"^http://127\.0\.0\.1:9: experiment 'rayvideo' can't be opened: nobody"):
+        finetune(recipe, tmp_path, "tracking.uri=http://me:secret@127.0.0.1:9")
+    with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
+        finetune(recipe, tmp_path, resume=True)
+    assert not (tmp_path / "runs").exists()
+    write_recipe(recipe)
+    with pytest.raises(RecipeError, match="'first': this run exists in"):
+        finetune(recipe, tmp_path)
+    assert ray.is_initialized() == running
+    assert [file.name for file in (tmp_path / "runs").rglob("*")] == ["first", "recipe.yaml"]
