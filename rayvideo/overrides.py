@@ -27,10 +27,12 @@ def apply(config: DictConfig, root: type[Section], key: str, value: str) -> Any:
     path = key.split(".")
     _reject_unknown(root, path)
     kinds = set(_choices(kind_of(root, path)))
-    if _is_text(kinds, value):
-        parsed: Any = None if value in ("null", "") and type(None) in kinds else value
-    else:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))["v"]  # type: ignore[index,call-overload]
+    parsed: Any = value
+    if not _is_text(kinds, value):
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={value}"]))
+        parsed = read["v"]
+    elif value in ("null", "") and type(None) in kinds:
+        parsed = None
     OmegaConf.update(config, key, parsed, force_add=True)
     return parsed
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 from diffusers import UNet3DConditionModel
 
 from rayvideo.data import latents
@@ -21,6 +24,8 @@ from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.sections import Lora
+from rayvideo.tracking import TrackingError
+from rayvideo.training.folder import write_recipe
 from rayvideo.training.preflight import check
 from tests import tiny
 
@@ -392,3 +397,30 @@ def test_clips_without_captions_are_found_before_ray_starts(tiny_pipeline, tiny_
         ):
             refuse(recipe)
     assert not ray.is_initialized()
+
+
+def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False) -> None:
+    """The job, in this process."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    main = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "finetune.py"))["main"]
+    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume))
+
+
+def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking = {"run_name": "first"}
+    recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, tracking=tracking, storage=str(tmp_path / "runs"))
+    running = ray.is_initialized()
+    with pytest.raises(RecipeError, match=r"^tracking\.uri 'localhost:5000' is no address"):
+        finetune(recipe, tmp_path, "tracking.uri=localhost:5000")
+    with pytest.raises(TrackingError, match=r"^http://127\.0\.0\.1:9: experiment 'rayvideo' can't be opened: nobody"):
+        finetune(recipe, tmp_path, "tracking.uri=http://me:secret@127.0.0.1:9")
+    with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
+        finetune(recipe, tmp_path, resume=True)
+    assert not (tmp_path / "runs").exists()
+    write_recipe(recipe)
+    with pytest.raises(RecipeError, match="'first': this run exists in"):
+        finetune(recipe, tmp_path)
+    assert ray.is_initialized() == running
+    assert [file.name for file in (tmp_path / "runs").rglob("*")] == ["first", "recipe.yaml"]
