@@ -112,7 +112,7 @@ def _place(name: str, folders: Sequence[Path], may_be_plain_folder: bool) -> Pat
 
 def _imported_by(place: Path) -> set[str]:
     """Top-level names that a module, or any module of a package, imports somewhere."""
-    names = set()
+    names: set[str] = set()
     for file in [place] if place.is_file() else place.rglob("*.py"):
         try:
             tree = ast.parse(file.read_bytes())

@@ -7,6 +7,7 @@ contrast: a clip that only became more vivid changes by more per frame, yet neit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def features_of(extractor: FeatureExtractor, frames: Tensor) -> Tensor:
     Raises:
         EvaluationError: the extractor returned anything else.
     """
-    found: object = extractor.features(frames)
+    found: Any = extractor.features(frames)
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(frames):
         what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
         raise EvaluationError(

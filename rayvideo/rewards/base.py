@@ -172,7 +172,7 @@ def load_reward(judge: sections.Judge, device: torch.device | str = "cpu") -> Re
     try:
         kind = resolve(judge.type)
         check_options(judge, kind.load)
-        reward = kind.load(judge.checkpoint, **options_of(judge))
+        reward: Any = kind.load(judge.checkpoint, **options_of(judge))
     except RewardError as error:
         raise RewardError(f"judge {judge.name!r}: {error}") from error
     if not isinstance(reward, Reward):

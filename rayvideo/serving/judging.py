@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ def scores_of(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Tensor:
     Raises:
         RewardError: it returned anything else; the message names judge, class and what it returned.
     """
-    scores: object = reward.score(frames, prompts)
+    scores: Any = reward.score(frames, prompts)
     wanted = f"allowed: a tensor [{len(frames)}], one score a frame"
     who = f"judge {reward.name!r} (score() of {type(reward).__name__}) returned"
     if not isinstance(scores, Tensor):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_frames_resized_before_are_not_resized_again(tiny_judge: Path):
         assert torch.equal(reward.score(small, ["a"] * 8), reward.score(pixels, ["a"] * 8))
 
 
-RETURNED = {
+RETURNED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "a tuple": (lambda scores: (scores, None), "a tuple of 2"),
     "a list": (lambda scores: scores.tolist(), "a list of 8"),
     "an array": (lambda scores: scores.detach().numpy(), r"a numpy array \[8\]"),
@@ -81,6 +83,8 @@ RETURNED = {
 
 class Returning(Brightness):
     """Gives its scores in the form that `checkpoint` says."""
+
+    form: str
 
     @classmethod
     def load(cls, checkpoint, **options):

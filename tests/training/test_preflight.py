@@ -30,19 +30,23 @@ from rayvideo.training.preflight import check
 from tests import tiny
 
 
-class Exact(Reward):
-    """Says a number, and takes no option but one."""
-
-    @classmethod
-    def load(cls, checkpoint, *, target, resize, dtype):
-        return cls()
+class Flat(Reward):
+    """Says a number, and that is all."""
 
     def score(self, frames, prompts):
         return frames.flatten(1).mean(1)
 
 
-class Ungraded(Exact):
-    """Says a number, and that is all."""
+class Exact(Flat):
+    """Takes no option but one."""
+
+    @classmethod
+    def load(cls, checkpoint, *, target, resize, dtype):
+        return cls()
+
+
+class Ungraded(Flat):
+    """Gives no gradient."""
 
     differentiable = False
 
@@ -51,7 +55,7 @@ class Ungraded(Exact):
         return cls()
 
 
-class Narrow(Ungraded):
+class Narrow(Flat):
     """Forgets what every judge is told."""
 
     @classmethod
