@@ -18,7 +18,6 @@ from ray._private import services
 from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_logging import stderr_deduplicator, stdout_deduplicator
-from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 
 import rayvideo
@@ -250,7 +249,7 @@ def _answers(address: str) -> bool:
 def _refuse_elsewhere(address: str, given: str) -> None:
     """Refuse a machine that is no node of the cluster, on which a driver can't run."""
     until = time.monotonic() + PATIENCE_S
-    nodes = GcsClient(address=address).get_all_node_info(timeout=PATIENCE_S)
+    nodes = services.GcsClient(address=address).get_all_node_info(timeout=PATIENCE_S)
     while not {node.hex() for node in nodes} & set(services.find_node_ids()):
         if time.monotonic() > until:
             raise StartError(
@@ -258,7 +257,7 @@ def _refuse_elsewhere(address: str, given: str) -> None:
                 "it there, or unset RAY_ADDRESS to run on this machine alone"
             )
         time.sleep(1)
-        nodes = GcsClient(address=address).get_all_node_info(timeout=PATIENCE_S)
+        nodes = services.GcsClient(address=address).get_all_node_info(timeout=PATIENCE_S)
 
 
 def _words(error: BaseException) -> str:

@@ -44,7 +44,7 @@ class Steps(tqdm):
         """What the formats are filled with."""
         pace = ""
         if self.pace is not None:
-            left = self.format_interval(self.pace * (self.total - self.n))
+            left = self.format_interval(self.pace * ((self.total or 0) - self.n))
             pace = f", {self.pace:{'.1f' if self.pace >= 1 else '.2g'}} s a step, {left} left"
         return {**super().format_dict, "pace": pace}
 
