@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
 UNTRAINED = "{}: the adapter is untrained and changes nothing: the B of each of its pairs is zero"
-ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
 
@@ -87,7 +87,7 @@ def untrained(weights: Mapping[str, Tensor]) -> list[str]:
 
 def is_untrained(weights: Mapping[str, Tensor]) -> bool:
     """Whether an adapter of these tensors by name changes nothing."""
-    return len(untrained(weights)) == sum(".lora_B." in name for name in weights)
+    return bool(found := untrained(weights)) and len(found) == sum(".lora_B." in name for name in weights)
 
 
 def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
