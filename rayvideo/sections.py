@@ -335,11 +335,8 @@ class Training(Section):
     @field_validator("keep_best", mode="before")
     @classmethod
     def _best_by_what(cls, value: Any) -> Any:
-        if value is True:
-            raise ValueError(
-                "training.keep_best true: say by what the best is told, 'reward', or null to keep the newest only"
-            )
-        return None if value is False else value
+        # What runs of earlier versions were begun with, and can be resumed with.
+        return value if not isinstance(value, bool | str) else {True: "reward", "true": "reward", False: None, "false": None}.get(value, value)
 
     @model_validator(mode="after")
     def _fp16_is_scaled(self) -> Training:

@@ -96,6 +96,8 @@ def test_what_is_best_is_said_by_its_measure():
     file = FOLDER / "menagerie-demo.yaml"
     assert load_recipe(file).training.keep_best is None
     assert load_recipe(file, ["training.keep_best=reward"]).training.keep_best == "reward"
-    assert load_recipe(file, ["training.keep_best=false"]).training.keep_best is None
-    with pytest.raises(RecipeError, match=r"training\.keep_best true: say by .*, 'reward', or null to keep the newest"):
-        load_recipe(file, ["training.keep_best=true"])
+    for earlier, now in {"false": None, "true": "reward", "null": None}.items():
+        assert load_recipe(file, [f"training.keep_best={earlier}"]).training.keep_best == now
+    tree = load_recipe(file).model_dump(mode="json")
+    for earlier, now in {False: None, True: "reward"}.items():
+        assert parse_recipe(tree | {"training": tree["training"] | {"keep_best": earlier}}).training.keep_best == now
