@@ -20,6 +20,7 @@ help:  ## list the targets
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.10-3.13 found: install one, or name it: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@case "$$PWD" in *%*) echo "error: MLflow opens no database where it is installed below a folder with % in its name: $$PWD; move this one" >&2; exit 1;; esac
 	@echo "Making .venv with $$("$(PYTHON)" --version) (some minutes the first time)"
 	@# Some distributions ship Python without ensurepip; there the machine's pip puts one into .venv.
 	"$(PYTHON)" -m venv .venv || { "$(PYTHON)" -m venv --without-pip .venv && "$(PYTHON)" -m pip --python $(BIN)/python install pip; }

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from rayvideo.locking import locked
 from rayvideo.paths import without_login, without_login_of
-from rayvideo.tracking.address import ALLOWED, PORTS, is_server, sqlite_file
+from rayvideo.tracking.address import ALLOWED, OPTION, PORTS, VARIABLE, is_server, sqlite_file
 
 PATIENCE_S = 10
 """Seconds within which a server or a database must answer."""
@@ -50,17 +50,28 @@ def connect(uri: str) -> MlflowClient:
         if is_server(uri):
             _ask(uri)
         elif (database := sqlite_file(uri)) is not None:
+            _refuse_percent(mlflow.__file__)
             quiet()
             with _made_once(database):
                 _check_database(uri)
                 return MlflowClient(tracking_uri=uri)
         elif re.split(r"\+|://", uri)[0] in PORTS:
+            _refuse_percent(mlflow.__file__)
             quiet()
             _call(make_url(uri))
             _check_database(uri)
         return MlflowClient(tracking_uri=uri)
     except (MlflowException, SQLAlchemyError) as error:
         raise AccessError(f"{_reason(error, uri)}; name {ALLOWED}") from error
+
+
+def _refuse_percent(package: str) -> None:
+    """MLflow hands the folder of its migrations to configparser as it is, which takes a % for a variable."""
+    if "%" in package:
+        raise AccessError(
+            f"MLflow opens no database where it is installed below a folder with % in its name ({package}); move the "
+            f"environment, or name a server in {OPTION} or {VARIABLE}"
+        )
 
 
 def quiet() -> None:

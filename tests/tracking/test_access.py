@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -168,6 +169,16 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "it can't be made or written ([Errno 17] File exists" in told_of(tmp_path / "file")
     assert "it can't be made or written ([Errno " in told_of(Path("/proc/nothing/here"))
+
+
+def test_an_environment_whose_migrations_mlflow_does_not_find(tmp_path: Path) -> None:
+    (tmp_path / "50% of it").symlink_to(Path(mlflow.__file__).parents[1])
+    code = "from rayvideo.tracking import access; access.connect('sqlite:///new/mlflow.db')"
+    places = {"PYTHONPATH": f"{tmp_path / '50% of it'}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=places, capture_output=True, text=True)
+    told = done.stderr.strip().split("\n")[-1]
+    assert "AccessError: MLflow opens no database where it is installed below a folder with % in its name" in told
+    assert "50% of it/mlflow/__init__.py); move the environment" in told
 
 
 FIRST = """
