@@ -99,5 +99,5 @@ def test_what_is_best_is_said_by_its_measure():
     for earlier, now in {"false": None, "true": "reward", "null": None}.items():
         assert load_recipe(file, [f"training.keep_best={earlier}"]).training.keep_best == now
     tree = load_recipe(file).model_dump(mode="json")
-    for earlier, now in {False: None, True: "reward"}.items():
-        assert parse_recipe(tree | {"training": tree["training"] | {"keep_best": earlier}}).training.keep_best == now
+    for written, now in {False: None, True: "reward"}.items():
+        assert parse_recipe(tree | {"training": tree["training"] | {"keep_best": written}}).training.keep_best == now

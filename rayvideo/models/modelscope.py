@@ -108,7 +108,8 @@ class ModelScope(VideoModel):
     @property
     def prompt_width(self) -> int:
         """C of the embeddings that the denoiser takes."""
-        return self._need(self._denoiser, "denoiser").config.cross_attention_dim
+        config: Any = self._need(self._denoiser, "denoiser").config
+        return int(config.cross_attention_dim)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(4, F, H/8, W/8) for Stable Diffusion's VAE."""

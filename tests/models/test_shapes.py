@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -14,12 +15,20 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rayvideo import sections
-from rayvideo.models import ModelError, load_model
+from rayvideo import models, sections
+from rayvideo.models import ModelError
 from rayvideo.models.lora import add_lora, lora_parameters, pairs
+from rayvideo.models.modelscope import ModelScope
 from tests import tiny
 
 PARTS = ("unet", "vae", "text_encoder")
+
+
+def load_model(*arguments: Any, **options: Any) -> ModelScope:
+    """The only family that there is, whose parts these tests look at."""
+    model = models.load_model(*arguments, **options)
+    assert isinstance(model, ModelScope)
+    return model
 
 
 @pytest.fixture
