@@ -336,11 +336,8 @@ class Training(Section):
     @classmethod
     def _best_by_what(cls, value: Any) -> Any:
         # What runs of earlier versions were begun with, and can be resumed with.
-        return (
-            value
-            if not isinstance(value, bool | str)
-            else {True: "reward", "true": "reward", False: None, "false": None}.get(value, value)
-        )
+        earlier: dict[object, str | None] = {True: "reward", "true": "reward", False: None, "false": None}
+        return earlier.get(value, value) if isinstance(value, bool | str) else value
 
     @model_validator(mode="after")
     def _fp16_is_scaled(self) -> Training:

@@ -18,17 +18,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from rayvideo import models, sections
 from rayvideo.models import ModelError
 from rayvideo.models.lora import add_lora, lora_parameters, pairs
-from rayvideo.models.modelscope import ModelScope
 from tests import tiny
 
 PARTS = ("unet", "vae", "text_encoder")
 
 
-def load_model(*arguments: Any, **options: Any) -> ModelScope:
-    """The only family that there is, whose parts these tests look at."""
-    model = models.load_model(*arguments, **options)
-    assert isinstance(model, ModelScope)
-    return model
+def load_model(*arguments: Any, **options: Any) -> Any:
+    """Not typed, because these tests look at what the only family there is keeps to itself."""
+    return models.load_model(*arguments, **options)
 
 
 @pytest.fixture
