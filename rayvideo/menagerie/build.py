@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import time
@@ -181,9 +182,17 @@ def publish(work: Path, out: Path) -> None:
     """Copy the finished parts; the pipeline's weights are stored as fp16, which halves them."""
     pipeline = TextToVideoSDPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float16)
     pipeline.save_pretrained(out / "pipeline")
+    load_as_fp32(out / "pipeline" / "text_encoder" / "config.json")
     for spec in (TRAINING_JUDGE, HELD_OUT_JUDGE):
         shutil.copytree(work / spec.name, out / spec.name, dirs_exist_ok=True)
     shutil.copy(work / "classifier.safetensors", out / "classifier.safetensors")
+
+
+def load_as_fp32(config: Path) -> None:
+    """Have transformers load the weights beside this file as fp32, as diffusers does with the other parts."""
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n"
+    )
 
 
 if __name__ == "__main__":
