@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.data.storage import absolute, join, read_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
     if sets:
         tree = recipe.model_dump(mode="json")
         recipe = parse_recipe(tree | {"evaluation": tree["evaluation"] | {"sets": sets}})
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage, "--out": args.out})
     run_folder = join(absolute(recipe.storage), recipe.tracking.run_name) if recipe.tracking.run_name else None
     out = absolute(args.out) if args.out else run_folder

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.recipe import load_recipe
 from rayvideo.tracking import tracking_uri, ui_command
 from rayvideo.training import preflight
@@ -19,6 +19,7 @@ from rayvideo.training.launch import finetune
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
     command.start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 import rayvideo
-from rayvideo import capacity
+from rayvideo import capacity, worker_path
 from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.recipe import Recipe
@@ -105,11 +105,13 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" in os.environ:
         # A job has its working_dir on every node; any other driver sends this package along.
-        package = {} if submitted() else {"py_modules": [Path(rayvideo.__file__).parent]}
-        ray.init(runtime_env=package, logging_level=logging.WARNING)
+        package = [] if submitted() else [Path(rayvideo.__file__).parent]
+        environment = worker_path.runtime_env(package)
+        ray.init(job_config=worker_path.OwnPath(), runtime_env=environment, logging_level=logging.WARNING)
     else:
         ray.init(
             address="local",
+            job_config=worker_path.OwnPath(),
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
             resources=dict.fromkeys(capacity.custom_resources(recipe), UNLIMITED),
             include_dashboard=False,

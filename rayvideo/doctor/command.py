@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import ray
 from rich.console import Console
 
+from rayvideo import own_modules
 from rayvideo.command import start_ray
 from rayvideo.doctor.examine import examine
 from rayvideo.doctor.show import print_table, summary, write_json
@@ -26,6 +27,7 @@ def run(file: str, overrides: Sequence[str] = (), json: str | None = None) -> bo
     """
     started = time.monotonic()
     recipe = load_recipe(file, overrides)
+    own_modules.make_importable(recipe, file)
     preflight.check(recipe)
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     try:

@@ -6,8 +6,8 @@ contrast: a clip that only became more vivid changes by more per frame, yet neit
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rayvideo.evaluation import EvaluationError
+from rayvideo.own_modules import resolve_name
 from rayvideo.sections import Features
 
 MIN_FRAMES = 4  # that motion is measured on
@@ -105,18 +106,50 @@ def colourfulness(clip: Tensor) -> Tensor:
     return (spread.norm(dim=0) + 0.3 * offset.norm(dim=0)).mean()
 
 
+def resolve_features(options: Features) -> type[FeatureExtractor]:
+    """The class that `evaluation.features.type` names.
+
+    Raises:
+        EvaluationError: it can't be imported, or lacks a method.
+    """
+    try:
+        kind: type[FeatureExtractor] = resolve_name(options.type)
+    except ImportError as error:
+        raise EvaluationError(f"evaluation.features.type {options.type!r} can't be imported: {error}") from error
+    if lacking := [f"{name}()" for name in ("load", "features") if not callable(getattr(kind, name, None))]:
+        raise EvaluationError(f"evaluation.features.type {options.type!r} lacks {' and '.join(lacking)}")
+    return kind
+
+
 def load_features(options: Features) -> FeatureExtractor:
     """The extractor that `evaluation.features` names, in eval mode.
 
     Raises:
-        EvaluationError: its class can't be imported.
+        EvaluationError: its class can't be imported, or not loaded.
     """
+    kind = resolve_features(options)
     try:
-        kind = pkgutil.resolve_name(options.type)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EvaluationError(f"evaluation.features.type {options.type!r} can't be imported: {error}") from error
-    extractor: FeatureExtractor = kind.load(options.checkpoint)
-    return extractor.eval()
+        return kind.load(options.checkpoint).eval()
+    except Exception as error:
+        raise EvaluationError(
+            f"evaluation.features: {options.type!r} can't be loaded from {options.checkpoint!r}: {error!r}"
+        ) from error
+
+
+def features_of(extractor: FeatureExtractor, frames: Tensor) -> Tensor:
+    """Features [N, D] in fp32 on the CPU of frames [N, 3, H, W].
+
+    Raises:
+        EvaluationError: the extractor returned anything else.
+    """
+    found: Any = extractor.features(frames)
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(frames):
+        what = f"shape {list(found.shape)}" if isinstance(found, Tensor) else f"type {type(found).__name__}"
+        raise EvaluationError(
+            f"evaluation.features: features() of {type(extractor).__name__} returned {what} for {len(frames)} frames; "
+            f"allowed: a tensor [{len(frames)}, D]"
+        )
+    return found.float().cpu()
 
 
 def kid(generated: Tensor, reference: Tensor, *, subsets: int = 50, size: int = 200, seed: int = 0) -> Tensor:

@@ -28,7 +28,7 @@ from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import Prompt
 from rayvideo.evaluation.generate import generate_clips, to_frames, to_pixels
 from rayvideo.evaluation.judge import judged_frames
-from rayvideo.evaluation.metrics import FeatureExtractor, load_features, measure
+from rayvideo.evaluation.metrics import FeatureExtractor, features_of, load_features, measure
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import adapter_disabled, load_adapter
 from rayvideo.precision import DTYPES
@@ -98,7 +98,7 @@ class ClipWorker:
         if self._features is not None:
             frames = judged_frames(pixels, self._recipe.reward.segments)
             with torch.no_grad():
-                flat = self._features.features(frames.flatten(0, 1).to(self._device)).float().cpu()
+                flat = features_of(self._features, frames.flatten(0, 1).to(self._device))
             features = flat.unflatten(0, frames.shape[:2])
         return Clips(pixels, [measure(clip) for clip in to_frames(pixels)], features)
 

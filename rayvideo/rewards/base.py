@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import difflib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from typing_extensions import Self
 
 from rayvideo import sections
 from rayvideo.errors import RecipeError, UserError
+from rayvideo.own_modules import resolve_name
 from rayvideo.precision import DTYPES
 
 BUILT_IN = {
@@ -23,6 +25,9 @@ BUILT_IN = {
     "aesthetic": "rayvideo.rewards.aesthetic:Aesthetic",
 }
 """Recipe's `type` -> our class for it, imported only where it is used."""
+
+BESIDE_OPTIONS = ("checkpoint", "architecture", "resize", "dtype")
+"""What a judge is told by keys of its own."""
 
 
 class RewardError(UserError, RuntimeError):
@@ -52,8 +57,9 @@ class Reward(nn.Module, ABC):
     def load(cls, checkpoint: str | None, *args: Any, **options: Any) -> Self:
         """Build the judge on the CPU.
 
-        `options` are `resize` ("bilinear" or "bicubic"), `dtype` (torch.dtype), `architecture` if the recipe sets it,
-        and everything under the recipe's `options`; name those you need and let **options take the rest.
+        It gets `resize` ("bilinear" or "bicubic"), `dtype` (torch.dtype), `architecture` if the recipe sets it, and
+        everything under the recipe's `options`. An option that the signature doesn't name is refused before anything
+        starts; **options takes whatever comes, misspelt ones too.
         """
 
     @classmethod
@@ -76,17 +82,18 @@ def resolve(kind: str) -> type[Reward]:
     """The class that a recipe's `type` names: one of `BUILT_IN`, or "module:Class".
 
     Raises:
-        RewardError: if there is no such module or class, or the class is no `Reward`.
+        RewardError: if there is no such module or class, or the class is no `Reward`, or an unfinished one.
     """
-    module, _, name = BUILT_IN.get(kind, kind).partition(":")
-    if not name:
+    if ":" not in kind and kind not in BUILT_IN:
         raise RewardError(f"reward type {kind!r} is neither one of {sorted(BUILT_IN)} nor of the form 'module:Class'")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = resolve_name(BUILT_IN.get(kind, kind))
+    except ImportError as error:
         raise RewardError(f"reward type {kind!r} can't be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Reward)):
         raise RewardError(f"reward type {kind!r} is not a subclass of rayvideo.rewards.Reward")
+    if lacking := sorted(found.__abstractmethods__):
+        raise RewardError(f"reward type {kind!r} lacks {' and '.join(f'{name}()' for name in lacking)}")
     return found
 
 
@@ -104,25 +111,73 @@ def check_judge(key: str, judge: sections.Judge) -> type[Reward]:
     """
     if judge.architecture and judge.architecture.endswith(".json") and not Path(judge.architecture).is_file():
         raise RecipeError(f"{key}.architecture {judge.architecture!r} is not a file")
-    if judge.runtime_env is not None:  # of packages that this process may lack: its replica looks
+    # Of packages that this process may lack: its replica looks.
+    if judge.runtime_env is not None and judge.type not in BUILT_IN:
         return Reward
     try:
         kind = resolve(judge.type)
     except RewardError as error:
         raise RecipeError(f"{key}.type: {error}") from error
     try:
+        for function in (kind.load, kind.check):
+            check_options(judge, function)
         kind.check(judge.checkpoint, **options_of(judge))
     except RewardError as error:
         raise RecipeError(f"{key}.{error}") from error
+    except Exception as error:
+        raise RecipeError(f"{key}.type: check() of {judge.type!r} failed: {error!r}") from error
     return kind
+
+
+def check_options(judge: sections.Judge, function: Callable[..., Any]) -> None:
+    """Refuse options that the class's load() or check() doesn't take, or takes and the recipe doesn't give.
+
+    Raises:
+        RewardError: beginning with the option's name.
+    """
+    if twice := [name for name in BESIDE_OPTIONS if name in judge.options]:
+        raise RewardError(f"options.{twice[0]} is not allowed: {twice[0]} stands beside options, not in it")
+    signature = inspect.signature(function)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    named = {
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    who = f"{judge.type!r}, whose {function.__name__}()"
+    for name in () if inspect.Parameter.VAR_KEYWORD in kinds else options_of(judge):
+        if name in named:
+            continue
+        if name == "architecture":
+            raise RewardError(f"architecture {judge.architecture!r} is not taken by {who} has no such argument")
+        if name in BESIDE_OPTIONS:
+            raise RewardError(f"type: {who} must take resize= and dtype=, or **options")
+        allowed = sorted(named.difference(BESIDE_OPTIONS, list(signature.parameters)[:1]))
+        close = difflib.get_close_matches(name, allowed, n=1)
+        raise RewardError(
+            f"options.{name} is not an option of {judge.type!r}"
+            + (f"; did you mean {close[0]!r}?" if close else ".")
+            + f" Allowed: {', '.join(allowed) or 'none'}"
+        )
+    try:
+        signature.bind(judge.checkpoint, **options_of(judge))
+    except TypeError as error:
+        raise RewardError(f"options don't fit {who} says: {error}") from error
 
 
 def load_reward(judge: sections.Judge, device: torch.device | str = "cpu") -> Reward:
     """Load the judge that a recipe describes, frozen and in eval mode, onto `device`."""
     try:
-        reward = resolve(judge.type).load(judge.checkpoint, **options_of(judge))
-    except (RewardError, TypeError) as error:
+        kind = resolve(judge.type)
+        check_options(judge, kind.load)
+        reward: Any = kind.load(judge.checkpoint, **options_of(judge))
+    except RewardError as error:
         raise RewardError(f"judge {judge.name!r}: {error}") from error
+    if not isinstance(reward, Reward):
+        raise RewardError(
+            f"judge {judge.name!r}: load() of {judge.type!r} returned {type(reward).__name__}; allowed: a Reward, "
+            "such as cls()"
+        )
     reward.name = judge.name
     return reward.to(device).eval().requires_grad_(False)
 

@@ -25,6 +25,7 @@ from rayvideo.models import load_model
 from rayvideo.recipe import parse_recipe
 from rayvideo.serving.local import LocalPool
 from tests.doctor.conftest import judge_of
+from tests.documents import block_of
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(300)]
 
@@ -51,7 +52,8 @@ def tree(tiny_pipeline: Path, listing: Path) -> dict[str, Any]:
 
 def test_a_healthy_judge_and_a_broken_one_in_one_recipe(tree: dict[str, Any], tmp_path: Path) -> None:
     broken = judge_of("held_out", "tests.doctor.judges:Detached", dtype="bf16")
-    tree["evaluation"] = {"judges": [broken.model_dump(mode="json")]}
+    (tmp_path / "my_rewards.py").write_text(block_of("README.md", "python", "(Reward)"))
+    tree["evaluation"] = {"judges": [broken.model_dump(mode="json"), {"name": "blue", "type": "my_rewards:Blueness"}]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "rayvideo.cli", "doctor", "--recipe", str(tmp_path / "recipe.yaml")]
     command += ["--json", str(tmp_path / "found.json"), "seed=3"]
@@ -65,6 +67,7 @@ def test_a_healthy_judge_and_a_broken_one_in_one_recipe(tree: dict[str, Any], tm
     assert [key for key, one in found.items() if one["ok"] is False] == [("held_out", "gradient")]
     for key in (
         ("judge", "finite differences"),
+        ("blue", "finite differences"),
         ("judges", "actor against local"),
         ("training", "saturation"),
         ("training", "gradient reaching LoRA"),

@@ -20,6 +20,8 @@ import yaml
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from tests.documents import block_of
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_S = 600
@@ -79,6 +81,9 @@ def recipe(tiny_pipeline: Path, tiny_judge: Path, tiny_clips: Path, cluster: dic
         "storage": cluster["STORAGE"],
     }
     tree["data"] |= {"decode_resources": {"data": 1}, "encoder_resources": {"trainer": 1}}  # type: ignore[operator]
+    # A class of the user's, beside a recipe that is not in the upload.
+    Path(cluster["STATE"], "my_rewards.py").write_text(block_of("README.md", "python", "(Reward)"))
+    tree["evaluation"] |= {"judges": [{"name": "blue", "type": "my_rewards:Blueness"}]}  # type: ignore[operator]
     file = Path(cluster["STATE"], "recipe.yaml")
     file.write_text(yaml.safe_dump(tree))
     return str(file)

@@ -7,16 +7,34 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.metrics import (
+    FeatureExtractor,
     colourfulness,
     contrast,
+    features_of,
     flicker,
     frame_consistency,
     kid,
+    load_features,
     measure,
     motion,
     saturation,
 )
+from rayvideo.sections import Features
+
+
+class Rows(FeatureExtractor):
+    """Features as a user may get them wrong."""
+
+    @classmethod
+    def load(cls, checkpoint):
+        if checkpoint:
+            raise FileNotFoundError(checkpoint)
+        return cls()
+
+    def features(self, frames):
+        return frames.mean((2, 3)).tolist() if len(frames) > 1 else frames
 
 
 def square(speed: float, *, contrast: float = 0.6, frames: int = 16, size: int = 64) -> Tensor:
@@ -110,3 +128,16 @@ def test_kid_is_torchmetrics_kid_and_grows_with_the_distance() -> None:
     assert kid(same, real).mean().abs() < 0.05 * kid(other, real).mean()
     assert torch.equal(kid(other, real, size=20), kid(other, real, size=20))
     assert kid(other[:7], real).shape == (50,)
+
+
+def test_features_that_cannot_be_had_are_named() -> None:
+    options = Features(type=f"{__name__}:Rows", checkpoint="gone.pt", reference="clips")
+    with pytest.raises(
+        EvaluationError, match=r"^evaluation\.features: '.*:Rows' can't be loaded from 'gone\.pt': FileNot"
+    ):
+        load_features(options)
+    rows = load_features(options.model_copy(update={"checkpoint": None}))
+    for count, what in ((2, "type list"), (1, r"shape \[1, 3, 8, 8\]")):
+        wanted = rf"features\(\) of Rows returned {what} for {count} frames; allowed: a tensor \[{count}, D\]"
+        with pytest.raises(EvaluationError, match=wanted):
+            features_of(rows, torch.zeros(count, 3, 8, 8))

@@ -22,6 +22,18 @@ class Brightness(Reward):
         return self.gain * frames.mean(dim=(1, 2, 3))
 
 
+class Unfinished(Reward):
+    """Has nothing yet."""
+
+
+class Forgetful(Brightness):
+    """Its load() returns nothing."""
+
+    @classmethod
+    def load(cls, checkpoint, **options):
+        cls(1.0)
+
+
 def test_a_users_class_is_found_by_its_name_and_gets_its_options():
     judge = sections.Judge(name="bright", type=f"{__name__}:Brightness", options={"gain": 2.0})
     reward = load_reward(judge)
@@ -51,6 +63,7 @@ def test_hpsv2_is_built_in():
         (f"{__name__}:NoSuchClass", "NoSuchClass"),
         ("builtins:dict", "not a subclass"),
         ("builtins:len", "not a subclass"),
+        (f"{__name__}:Unfinished", r"lacks load\(\) and score\(\)"),
     ],
 )
 def test_a_type_that_names_no_judge_is_refused(kind, reason):
@@ -60,7 +73,13 @@ def test_a_type_that_names_no_judge_is_refused(kind, reason):
 
 def test_an_option_that_the_class_does_not_know_is_an_error_that_names_the_judge():
     judge = sections.Judge(name="mine", checkpoint="x.pt", options={"shiny": True})
-    with pytest.raises(RewardError, match=r"judge 'mine': .*'shiny'"):
+    with pytest.raises(RewardError, match=r"judge 'mine': options\.shiny is not an option of 'hpsv2'"):
+        load_reward(judge)
+
+
+def test_a_load_that_returns_no_judge_is_named():
+    judge = sections.Judge(name="mine", type=f"{__name__}:Forgetful")
+    with pytest.raises(RewardError, match=r"judge 'mine': load\(\) of '.*:Forgetful' returned NoneType; allowed"):
         load_reward(judge)
 
 
