@@ -26,7 +26,7 @@ from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.folder import is_file
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.judge import judge_clips
-from rayvideo.evaluation.metrics import MIN_FRAMES, kid
+from rayvideo.evaluation.metrics import MIN_FRAMES, kid, resolve_features
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
@@ -100,13 +100,16 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     """Refuse what would fail later, before anything is started.
 
     Raises:
-        EvaluationError: clips are too short to measure, there are no captions, or no adapter where one should be.
+        EvaluationError: clips are too short to measure, there are no captions, no adapter where one should be, or no
+            such class as the features'.
         ManifestError: captions or reference clips can't be read.
         RecipeError: a judge's files or options can't be right, or it both trains and reports.
     """
     for section, judges in (("reward", recipe.reward.judges), ("evaluation", recipe.evaluation.judges)):
         for number, judge in enumerate(judges):
             check_judge(f"{section}.judges.{number}", judge)
+    if recipe.evaluation.features:
+        resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
     if recipe.data.frames < MIN_FRAMES:
         raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,8 @@ class KindClassifier(Reward):
         self.head = nn.Linear(128 * 4, len(KINDS))
 
     @classmethod
-    def load(cls, checkpoint: str | None, **options: Any) -> Self:
-        """Read the safetensors file that `build` wrote."""
+    def load(cls, checkpoint: str | None, resize: str = "", dtype: torch.dtype = torch.float32) -> Self:
+        """Read the safetensors file that `build` wrote; frames are resized in one way only, and numbers are fp32."""
         if checkpoint is None or not Path(checkpoint).is_file():
             raise RewardError(f"kind classifier: checkpoint {checkpoint!r} is not a file")
         classifier = cls()

@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from rayvideo.rewards.base import RewardError
 from rayvideo.rewards.checkpoints import check_file, read_weights
-from rayvideo.rewards.clip import load_clip, preprocessing
+from rayvideo.rewards.clip import check_model, load_clip, preprocessing
 from rayvideo.rewards.pixels import Resize
 from rayvideo.rewards.towers import ImageTower, check_batch
 from rayvideo.weights import misfits
@@ -36,9 +36,10 @@ class Aesthetic(ImageTower):
         self.head = head.eval().requires_grad_(False)
 
     @classmethod
-    def check(cls, checkpoint: str | Path | None, **options: Any) -> None:
-        """Refuse a head that is not there."""
+    def check(cls, checkpoint: str | Path | None, *, clip: str | Path = CLIP, **options: Any) -> None:
+        """Refuse a head that is not there, and a CLIP that is neither a folder nor may be a hub id."""
         check_file(checkpoint, "aesthetic", EXAMPLE)
+        check_model(clip, CLIP, "options.clip")
 
     @classmethod
     def load(

@@ -39,9 +39,11 @@ class CLIPScore(TwoTowers):
         self.tokenizer = tokenizer
 
     @classmethod
-    def check(cls, checkpoint: str | Path | None, **options: Any) -> None:
+    def check(cls, checkpoint: str | Path | None, *, processor: str | Path | None = None, **options: Any) -> None:
         """Refuse what is neither a folder nor may be a hub id."""
         check_model(checkpoint, cls.example)
+        if processor is not None:
+            check_model(processor, cls.example, "options.processor")
 
     @classmethod
     def load(
@@ -82,12 +84,12 @@ class CLIPScore(TwoTowers):
         return self.model.text_projection(self.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output)
 
 
-def check_model(checkpoint: str | Path | None, example: str) -> str | Path:
+def check_model(checkpoint: str | Path | None, example: str, option: str = "checkpoint") -> str | Path:
     """The folder or hub id of a model; refused if it is not set or can be neither."""
     if checkpoint is None:
-        raise RewardError(f"checkpoint is not set; it is a folder or a hub id such as {example}")
+        raise RewardError(f"{option} is not set; it is a folder or a hub id such as {example}")
     if not Path(checkpoint).is_dir() and not HUB_ID.fullmatch(str(checkpoint)):
-        raise RewardError(f"checkpoint {str(checkpoint)!r} is neither a folder nor a hub id such as {example}")
+        raise RewardError(f"{option} {str(checkpoint)!r} is neither a folder nor a hub id such as {example}")
     return checkpoint
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayvideo.rewards.base import RewardError
 from rayvideo.rewards.checkpoints import check_file, read_weights, sha256
-from rayvideo.rewards.openclip import Tokenizer, build
+from rayvideo.rewards.openclip import Tokenizer, build, check_architecture
 from rayvideo.rewards.pixels import Framing, Resize
 from rayvideo.rewards.towers import TwoTowers
 from rayvideo.weights import misfits
@@ -68,14 +68,25 @@ class HPSv2(TwoTowers):
         self.tokenizer = tokenizer
 
     @classmethod
-    def check(cls, checkpoint: str | Path | None, *, version: Version | None = None, **options: Any) -> None:
-        """Refuse a file that is not there or, by its size, not `version`'s; of the hub, a file that is not named."""
+    def check(
+        cls,
+        checkpoint: str | Path | None,
+        *,
+        architecture: str | Path = "ViT-H-14",
+        version: Version | None = None,
+        **options: Any,
+    ) -> None:
+        """Refuse a file that is not there or, by its size, not `version`'s; of the hub, a file that is not named.
+
+        Also an `architecture` that open_clip does not know.
+        """
         if version not in (None, *VERSIONS):
             raise RewardError(f"options.version {version!r} is not allowed; HPSv2 has {', '.join(map(repr, VERSIONS))}")
         if str(checkpoint) != HUB_ID:
             check_size(check_file(checkpoint, "hpsv2", EXAMPLE), version)
         elif version is None:
             raise RewardError(f"options.version is not set; {HUB_ID} has several: {', '.join(map(repr, VERSIONS))}")
+        check_architecture(architecture)
 
     @classmethod
     def load(
@@ -98,7 +109,7 @@ class HPSv2(TwoTowers):
         Raises:
             RewardError: if a file is missing, truncated, holds code, isn't `version`, or doesn't fit `architecture`.
         """
-        cls.check(checkpoint, version=version)
+        cls.check(checkpoint, architecture=architecture, version=version)
         file = download(version) if str(checkpoint) == HUB_ID else check_file(checkpoint, "hpsv2", EXAMPLE)
         if version is not None:
             check_content(file, version)

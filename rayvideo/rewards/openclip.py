@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ def build(architecture: str | Path) -> tuple[Any, Tokenizer]:
     return model, tokenizer
 
 
+def check_architecture(architecture: str | Path) -> None:
+    """Refuse, without building anything, a name that open_clip does not know and a file that is no config of its."""
+    _read_config(architecture)
+
+
 def _read_config(architecture: str | Path) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """(model config, preprocessing, folder of the config file or None for a built-in name)."""
     preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
@@ -49,8 +55,11 @@ def _read_config(architecture: str | Path) -> tuple[dict[str, Any], dict[str, An
     if path.suffix != ".json":
         config = open_clip.get_model_config(str(architecture))
         if config is None:
+            known = {name.lower(): name for name in open_clip.list_models()}
+            close = [repr(known[name]) for name in difflib.get_close_matches(str(architecture).lower(), known)]
             raise RewardError(
                 f"architecture {str(architecture)!r} is neither an open_clip model name nor an open_clip .json file"
+                + (f"; did you mean {' or '.join(close)}?" if close else "")
             )
         return config, preprocess, None
     try:

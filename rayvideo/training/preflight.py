@@ -7,6 +7,7 @@ from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts
 from rayvideo.evaluation.heldout import check_held_out
+from rayvideo.evaluation.metrics import resolve_features
 from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
@@ -31,6 +32,8 @@ def check(recipe: Recipe) -> None:
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         check_judge(f"evaluation.judges.{number}", judge)
+    if recipe.evaluation.features:
+        resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
     prompts(recipe)
     if recipe.data.manifest is not None:

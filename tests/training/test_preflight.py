@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rayvideo.errors import RecipeError, UserError
+from rayvideo.evaluation import EvaluationError, compare
 from rayvideo.evaluation.findings import roles
 from rayvideo.evaluation.heldout import trained_on
 from rayvideo.recipe import Recipe, parse_recipe
@@ -15,10 +16,51 @@ from rayvideo.rewards import Reward
 from rayvideo.training.preflight import check
 
 
-class Ungraded(Reward):
+class Flat(Reward):
     """Says a number, and that is all."""
 
+    def score(self, frames, prompts):
+        return frames.flatten(1).mean(1)
+
+
+class Exact(Flat):
+    """Takes no option but one."""
+
+    @classmethod
+    def load(cls, checkpoint, *, target, resize, dtype):
+        return cls()
+
+
+class Ungraded(Flat):
+    """Gives no gradient."""
+
     differentiable = False
+
+    @classmethod
+    def load(cls, checkpoint, **options):
+        return cls()
+
+
+class Narrow(Flat):
+    """Forgets what every judge is told."""
+
+    @classmethod
+    def load(cls, checkpoint):
+        return cls()
+
+
+class Faulty(Ungraded):
+    """Has a mistake where it looks for mistakes."""
+
+    @classmethod
+    def check(cls, checkpoint, **options):
+        raise KeyError("a mistake")
+
+
+class Featureless:
+    """Lacks what makes features."""
+
+    load = Ungraded.load
 
 
 def recipe_with(tiny_pipeline: Path, tiny_judge: Path, folder: Path, **changes: Any) -> Recipe:
@@ -37,7 +79,7 @@ def recipe_with(tiny_pipeline: Path, tiny_judge: Path, folder: Path, **changes: 
         section: Any = tree
         for part in path:
             section = section[int(part) if part.isdigit() else part]
-        section[last] = value
+        section[int(last) if last.isdigit() else last] = value
     return parse_recipe(tree)
 
 
@@ -94,6 +136,77 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
             r"gives no gradient .* set training\.objective 'draft' to 'rwr' or 'ddpo', which need none",
         ),
         (
+            {"reward__judges__0__options": {"verson": "2.0"}},
+            RecipeError,
+            r"^reward\.judges\.0\.options\.verson is no.* option of 'hpsv2'; did you mean 'version'\? Allowed: version",
+        ),
+        (
+            {"reward__judges__0__options": {"dtype": "bf16"}},
+            RecipeError,
+            r"^reward\.judges\.0\.options\.dtype is not allowed: dtype stands beside options",
+        ),
+        (
+            {"reward__judges__0__architecture": "ViT-H-41"},
+            RecipeError,
+            r"^reward\.judges\.0\.architecture 'ViT-H-41' is neither an open_clip .*did you mean .*'ViT-H-14'",
+        ),
+        (
+            {
+                "reward__judges__0__options": {"verson": "2.0"},
+                "reward__judges__0__runtime_env": {"env_vars": {"A": "1"}},
+            },
+            RecipeError,
+            r"^reward\.judges\.0\.options\.verson",
+        ),
+        (
+            {
+                "evaluation__judges": [
+                    {"name": "pick", "type": "pickscore", "checkpoint": "a/b", "architecture": "ViT-H-14"}
+                ]
+            },
+            RecipeError,
+            r"^evaluation\.judges\.0\.architecture 'ViT-H-14' is not taken by 'pickscore'",
+        ),
+        (
+            {
+                "evaluation__judges": [
+                    {"name": "text", "type": "clip", "checkpoint": "a/b", "options": {"processor": "/x"}}
+                ]
+            },
+            RecipeError,
+            r"^evaluation\.judges\.0\.options\.processor '/x' is neither a folder nor a hub id",
+        ),
+        (
+            {"reward__judges__0": {"name": "own", "type": f"{__name__}:Exact", "options": {"taget": 1}}},
+            RecipeError,
+            r"^reward\.judges\.0\.options\.taget is not an option of '.*:Exact'; did you mean 'target'\?",
+        ),
+        (
+            {"reward__judges__0": {"name": "own", "type": f"{__name__}:Exact"}},
+            RecipeError,
+            r"^reward\.judges\.0\.options don't fit '.*:Exact', whose load\(\) says: missing a required .*'target'",
+        ),
+        (
+            {"reward__judges__0": {"name": "own", "type": f"{__name__}:Narrow"}},
+            RecipeError,
+            r"^reward\.judges\.0\.type: '.*:Narrow', whose load\(\) must take resize= and dtype=, or \*\*options",
+        ),
+        (
+            {"reward__judges__0": {"name": "own", "type": f"{__name__}:Faulty"}},
+            RecipeError,
+            r"^reward\.judges\.0\.type: check\(\) of '.*:Faulty' failed: KeyError\('a mistake'\)",
+        ),
+        (
+            {"evaluation__features": {"type": "nothing:Here", "reference": "x"}},
+            EvaluationError,
+            r"^evaluation\.features\.type 'nothing:Here' can't be imported: No module .* beside the recipe",
+        ),
+        (
+            {"evaluation__features": {"type": f"{__name__}:Featureless", "reference": "x"}},
+            EvaluationError,
+            r"^evaluation\.features\.type '.*:Featureless' lacks features\(\)",
+        ),
+        (
             {"evaluation__judges": [{"name": "other", "checkpoint": "gone.pt"}]},
             RecipeError,
             r"evaluation\.judges\.0\.checkpoint 'gone\.pt'",
@@ -103,6 +216,18 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
 def test_what_cannot_work_is_named(tiny_pipeline, tiny_judge, tmp_path, change, kind, message):
     with pytest.raises(kind, match=message):
         check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reward__judges__0__options": {"verson": "2.0"}},
+        {"evaluation__features": {"type": "nothing:Here", "reference": "x"}},
+    ],
+)
+def test_evaluation_refuses_the_same(tiny_pipeline, tiny_judge, tmp_path, change):
+    with pytest.raises(UserError, match=r"options\.verson|features\.type"):
+        compare.check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, **change), None)
 
 
 def test_a_judge_without_gradient_may_report(tiny_pipeline, tiny_judge, tmp_path):
