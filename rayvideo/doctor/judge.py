@@ -10,8 +10,9 @@ from torch import Tensor
 from rayvideo.doctor import gradients, pixels, ranking
 from rayvideo.doctor.finding import Finding, attempt
 from rayvideo.doctor.samples import Samples
-from rayvideo.rewards import Reward, load_reward
+from rayvideo.rewards import Reward, RewardError, load_reward
 from rayvideo.sections import Judge
+from rayvideo.serving.judging import scores_of
 
 PROBES = 2
 """Frames whose gradient is compared with finite differences: each takes dozens of forward passes."""
@@ -40,10 +41,10 @@ def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, dev
 def answers(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Finding:
     """One finite score a frame, and the same when asked again."""
     name = "answers"
-    scores, again = (reward.score(frames, list(prompts)) for _ in range(2))
-    if scores.shape != (len(frames),):
-        mend = "score() must return one number a frame, [N]"
-        return Finding(name, False, f"scores of shape {list(scores.shape)} for {len(frames)} frames", mend)
+    try:
+        scores, again = (scores_of(reward, frames, list(prompts)) for _ in range(2))
+    except RewardError as error:
+        return Finding(name, False, str(error), "score() must return one number a frame, [N]")
     if not scores.isfinite().all():
         mend = "look for a logarithm, root or division in score(), or set the judge's dtype to fp32"
         return Finding(name, False, f"NaN or Inf for {int((~scores.isfinite()).sum())} of {len(frames)} frames", mend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,25 +65,50 @@ def judge_rows(
 def _one_pass(reward: Reward, pixels: Tensor, prompts: list[str], gradient: bool) -> tuple[Tensor, Tensor | None]:
     try:
         with torch.set_grad_enabled(gradient):
-            scores = reward.score(pixels, prompts)
-        if scores.shape != (len(pixels),):
-            raise RewardError(
-                f"judge {reward.name!r} returned scores of shape {list(scores.shape)} for {len(pixels)} frames; "
-                f"allowed: one score a frame, [{len(pixels)}]"
-            )
+            scores = scores_of(reward, pixels, prompts)
         if not gradient:
             return scores, None
-        if not scores.requires_grad:
+        slope = torch.autograd.grad(scores.sum(), pixels, allow_unused=True)[0] if scores.requires_grad else None
+        if slope is None:
             raise RewardError(f"judge {reward.name!r} returned scores that carry no gradient to the frames")
-        return scores.detach(), torch.autograd.grad(scores.sum(), pixels)[0]
+        return scores.detach(), slope
     except RewardError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        own = error.__traceback__ and error.__traceback__.tb_next  # without the line above
+        own = error.__traceback__
+        while own and own.tb_frame.f_code.co_filename == __file__:  # the judge's own code says more than ours
+            own = own.tb_next
         trace = "".join(traceback.format_exception(type(error), error, own))
         raise RewardError(f"judge {reward.name!r} failed: {error!r}\n{trace.rstrip()}") from error
+
+
+def scores_of(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the judge's score() says of frames [N, 3, H, W]: a tensor [N].
+
+    Raises:
+        RewardError: it returned anything else; the message names judge, class and what it returned.
+    """
+    scores: Any = reward.score(frames, prompts)
+    wanted = f"allowed: a tensor [{len(frames)}], one score a frame"
+    who = f"judge {reward.name!r} (score() of {type(reward).__name__}) returned"
+    if not isinstance(scores, Tensor):
+        raise RewardError(f"{who} {_described(scores)} for {len(frames)} frames; {wanted}")
+    if scores.shape != (len(frames),):
+        raise RewardError(f"{who} scores of shape {list(scores.shape)} for {len(frames)} frames; {wanted}")
+    if scores.is_complex():
+        raise RewardError(f"{who} complex numbers; {wanted}")
+    return scores
+
+
+def _described(value: object) -> str:
+    """What something that should have been a tensor is."""
+    if isinstance(value, np.ndarray):
+        return f"a numpy array {list(value.shape)}"
+    if isinstance(value, tuple | list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__} {value!r}" if isinstance(value, float | int) else type(value).__name__
 
 
 def check_rows(name: str, scores: Tensor, slopes: Tensor | None, prompts: Sequence[str]) -> None:

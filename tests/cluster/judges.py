@@ -47,6 +47,8 @@ class Broken(Brightness):
             raise KeyError("a mistake")
         if "detached" in prompts:
             return scores.detach()
+        if "unrelated" in prompts:
+            return torch.ones(len(frames), requires_grad=True) * 2
         if "shape" in prompts:
             return torch.cat([scores, scores[:1]])
         if "infinite slope" in prompts:  # d√x/dx at 0

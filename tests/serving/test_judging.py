@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from rayvideo.rewards.pixels import resize_frames
 from rayvideo.sections import Judge
 from rayvideo.serving.judging import judge_frames
 from rayvideo.serving.wire import decode, encode
+from tests.cluster.judges import Brightness
 
 HERE = "tests.cluster.judges"
 CPU = torch.device("cpu")
@@ -65,6 +68,42 @@ def test_frames_resized_before_are_not_resized_again(tiny_judge: Path):
         assert torch.equal(reward.score(small, ["a"] * 8), reward.score(pixels, ["a"] * 8))
 
 
+RETURNED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
+    "a tuple": (lambda scores: (scores, None), "a tuple of 2"),
+    "a list": (lambda scores: scores.tolist(), "a list of 8"),
+    "an array": (lambda scores: scores.detach().numpy(), r"a numpy array \[8\]"),
+    "a dict": (lambda scores: {"score": scores}, "a dict of 1"),
+    "a number": (lambda scores: 0.5, r"float 0\.5"),
+    "nothing": (lambda scores: None, "NoneType"),
+    "one number for all": (lambda scores: scores.mean(), r"scores of shape \[\]"),
+    "a column": (lambda scores: scores[:, None], r"scores of shape \[8, 1\]"),
+    "complex numbers": (lambda scores: scores + 0j, "complex numbers"),
+}
+
+
+class Returning(Brightness):
+    """Gives its scores in the form that `checkpoint` says."""
+
+    form: str
+
+    @classmethod
+    def load(cls, checkpoint, **options):
+        judge = cls()
+        judge.form = str(checkpoint)
+        return judge
+
+    def score(self, frames, prompts):
+        return RETURNED[self.form][0](super().score(frames, prompts))
+
+
+@pytest.mark.parametrize("form", RETURNED)
+def test_what_is_no_score_is_told_with_judge_class_and_type(form: str):
+    reward = load_reward(Judge(name="mine", type=f"{__name__}:Returning", checkpoint=form))
+    wanted = rf"^judge 'mine' \(score\(\) of Returning\) returned {RETURNED[form][1]}.*; allowed: a tensor \[8\], one"
+    with pytest.raises(RewardError, match=wanted):
+        judge_frames(reward, frames(2).numpy(), ["cat", "dog"], True, CPU)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_wire_keeps_what_its_precision_can(precision):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -78,6 +117,7 @@ def test_the_wire_keeps_what_its_precision_can(precision):
     [
         ("Broken", "raise", r"(?s)'broken' failed: KeyError\('a mistake'\)\n.*in score\n.*KeyError: 'a mistake'"),
         ("Broken", "detached", "'broken' returned scores that carry no gradient to the frames"),
+        ("Broken", "unrelated", "'broken' returned scores that carry no gradient to the frames"),
     ],
 )
 def test_mistakes_are_told_with_the_judges_own_code(kind: str, prompt: str, message: str):
