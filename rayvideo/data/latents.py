@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Any
@@ -37,9 +37,12 @@ REASONS_SHOWN = 3
 OUTCOME = ("id", "video", "caption", "reason")
 
 
-def open_latents(recipe: Recipe) -> LatentTable:
-    """The recipe's clips: from `data.prepared`, or encoded now from `data.manifest`."""
-    return prepared.open_prepared(recipe) if recipe.data.prepared else stream(recipe)
+def open_latents(recipe: Recipe, meanwhile: Callable[[], None] = lambda: None) -> LatentTable:
+    """The recipe's clips: from `data.prepared`, or encoded now from `data.manifest`.
+
+    Between blocks of clips `meanwhile` is called; what it raises ends the encoding.
+    """
+    return prepared.open_prepared(recipe) if recipe.data.prepared else stream(recipe, meanwhile)
 
 
 def check(recipe: Recipe) -> None:
@@ -107,10 +110,11 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
     return summary
 
 
-def stream(recipe: Recipe) -> LatentTable:
+def stream(recipe: Recipe, meanwhile: Callable[[], None] = lambda: None) -> LatentTable:
     """Encode the recipe's clips and captions into Ray's object store, which spills to disk when it is full.
 
-    The table lives as long as the process that called this. Errors are those of `prepare_to`.
+    The table lives as long as the process that called this. Errors are those of `prepare_to`, and of `meanwhile`,
+    which is called after each block.
     """
     entries = _entries(recipe)
     shape = _latent_shape(recipe)
@@ -124,10 +128,12 @@ def stream(recipe: Recipe) -> LatentTable:
             yield block
 
     rejected: list[Rejected] = []
-    _tally(recipe, outcomes(), len(entries), 0, rejected)
+    _tally(recipe, outcomes(), len(entries), 0, rejected, meanwhile)
     captions: dict[str, Place] = {}
-    for ref, block in _blocks(_embedded_captions(recipe, entries), "caption"):
-        captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
+    with closing(_blocks(_embedded_captions(recipe, entries), "caption")) as blocks:
+        for ref, block in blocks:
+            captions |= {caption: Place(ref, row) for row, caption in enumerate(block["caption"].to_pylist())}
+            meanwhile()
     return LatentTable([clips[clip] for clip in sorted(clips)], captions, rejected)
 
 
@@ -254,7 +260,14 @@ def _blocks(dataset: Dataset, *columns: str) -> Generator[tuple[ray.ObjectRef, p
             yield ref, ray.get(select.remote(ref, columns))
 
 
-def _tally(recipe: Recipe, outcomes: Generator[pa.Table], total: int, done: int, rejected: list[Rejected]) -> None:
+def _tally(
+    recipe: Recipe,
+    outcomes: Generator[pa.Table],
+    total: int,
+    done: int,
+    rejected: list[Rejected],
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Count clips as they come, with a progress bar, and collect the `rejected`; stop as soon as they are too many."""
     limit = recipe.data.max_bad_fraction
     # Ray Data goes on with an execution until its iterator is gone, and an exception holds on to what it passed.
@@ -265,6 +278,7 @@ def _tally(recipe: Recipe, outcomes: Generator[pa.Table], total: int, done: int,
             rejected += [Rejected(**row) for row in bad.to_pylist()]
             bar.set_postfix(dropped=len(rejected), refresh=False)
             bar.update(len(table))
+            meanwhile()
             if len(rejected) > limit * total or len(rejected) == total:
                 first = "; ".join(f"{clip.video}: {clip.reason}" for clip in rejected[:REASONS_SHOWN])
                 raise DataError(

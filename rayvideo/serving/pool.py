@@ -114,6 +114,15 @@ class RewardPool:
                 raise RewardError(f"reward.shared {shared!r}: {refused}; give this run's judges another name")
             return router
 
+    def refuse_broken(self) -> None:
+        """Raise if a judge has turned out to be unusable: for whoever works while the judges load.
+
+        Raises:
+            RewardError: naming the judge.
+        """
+        if error := ray.get(self._router.broken.remote()):
+            raise RewardError(error)
+
     def wait_until_ready(self) -> None:
         """Return when every judge is loaded.
 

@@ -79,6 +79,10 @@ class Router:
         await queue.ready()
         return queue.error, queue.view
 
+    async def broken(self) -> str | None:
+        """What made a judge unusable for good, if one is."""
+        return next((queue.error for queue in self._queues.values() if queue.error), None)
+
     async def judge(
         self,
         judge: str,

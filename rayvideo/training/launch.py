@@ -114,7 +114,7 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
         wire=options.wire,
     )
     try:
-        table = open_latents(recipe)  # this and the next line while the judges load
+        table = open_latents(recipe, meanwhile=pool.refuse_broken)  # this and the next line while the judges load
         shown = embed_shown(recipe)
         pool.wait_until_ready()
         ref = _begin(recipe, table, ref)

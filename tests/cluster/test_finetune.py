@@ -188,6 +188,21 @@ def test_a_stopped_run_goes_on_and_one_worker_is_as_good_as_two(
     assert error.norm() < 1e-2 * size.norm()
 
 
+def test_a_judge_that_fails_ends_the_encoding(tiny_pipeline, tiny_judge, tiny_clips, storage, capsys):
+    (storage / "many.txt").write_text("\n".join(f"{tiny_clips}/ball{i % 6}.mp4|||clip {i}" for i in range(300)))
+    data = {"manifest": str(storage / "many.txt"), "height": 64, "width": 64, "batch_size": 1}
+    broken = {"judges": [{"name": "broken", "type": "tests.cluster.judges:Fragile"}]}
+    recipe = recipe_for(
+        tiny_pipeline, tiny_judge, tiny_clips, storage, "broken", training={"batch_size": 1}, data=data, reward=broken
+    )
+    with pytest.raises(RewardError, match="judge 'broken': Fragile needs a checkpoint"):
+        finetune(recipe)
+    told = capsys.readouterr().err
+    assert "encoding clips: 0/300" in told
+    assert "300/300" not in told
+    assert not (storage / "runs" / "broken" / "recipe.yaml").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline, tiny_judge, tiny_clips, storage):
