@@ -107,7 +107,9 @@ def _error(reward: Reward, frames: Tensor, prompts: Sequence[str], gradient: Ten
         slopes.append((up - down) / (2 * step))
     gaps = [(after - before).norm().item() for before, after in pairwise(slopes)]
     best = slopes[gaps.index(min(gaps)) + 1]
-    return ((best - claimed).norm() / torch.maximum(best.norm(), claimed.norm()).clamp(min=1e-20)).item()
+    # Noise may happen to be nearly orthogonal to the gradient: what is left of the slope is then the scores' rounding.
+    scale = max(best.norm().item(), claimed.norm().item(), gradient.norm().item(), 1e-20)
+    return (best - claimed).norm().item() / scale
 
 
 def reduced(reward: Reward, exact: Reward, frames: Tensor, prompts: Sequence[str], dtype: str) -> Finding:

@@ -7,15 +7,16 @@ import re
 import pytest
 import torch
 
-from rayvideo.doctor import pixels, remote
+from rayvideo.doctor import gradients, pixels, remote, thresholds
 from rayvideo.doctor.finding import Finding
 from rayvideo.doctor.judge import examine_judge
 from rayvideo.doctor.samples import Samples
 from rayvideo.menagerie.build import WEIGHTS
-from rayvideo.rewards import load_reward
+from rayvideo.rewards import Reward, load_reward
 from rayvideo.sections import Judge
 from rayvideo.serving.local import LocalPool
 from tests.doctor.conftest import judge_of
+from tests.documents import block_of
 
 CPU = torch.device("cpu")
 HERE = "tests.doctor.judges"
@@ -135,3 +136,13 @@ def test_a_judge_without_a_say_is_named(samples):
     assert finding.ok is False
     assert "w1 99.9%, w0.001 0.1%" in finding.measured
     assert "'w0.001' has no say" in finding.mend
+
+
+def test_noise_that_hardly_moves_the_score_is_no_error():
+    names: dict[str, type[Reward]] = {}
+    exec(block_of("README.md", "python", "(Reward)"), names)
+    blue, captions = names["Blueness"].load(None), ["a", "b"]
+    frames, noise = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, slope = gradients.slope(blue, frames, captions)
+    along = (noise * slope).sum((1, 2, 3), keepdim=True) / slope.square().sum((1, 2, 3), keepdim=True)
+    assert gradients._error(blue, frames, captions, slope, noise - along * slope) < thresholds.FINITE_DIFFERENCES
