@@ -1,72 +1,233 @@
-"""The documents say what the code does: their tables are current and their snippets run."""
+"""The documents say what the code does: tables are current, snippets run as printed, commands mean what they say."""
 
+from __future__ import annotations
+
+import argparse
+import os
 import re
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import click
+import diffusers
+import peft
 import pytest
 import torch
 import yaml
-from diffusers import DiffusionPipeline
-from peft import PeftModel
+from diffusers.loaders.peft import PeftAdapterMixin
+from ray.scripts.scripts import cli as ray_cli
 
 from docs.options import PAGE, page
+from rayvideo import cli
+from rayvideo.errors import RecipeError
+from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import parse_recipe
-from rayvideo.rewards import Reward, RewardError, load_reward, options_of, resolve
-from rayvideo.rewards.base import BUILT_IN
+from rayvideo.recipe import load_recipe, parse_recipe
+from rayvideo.rewards import Reward, check_judge, load_reward, options_of, resolve
+from rayvideo.rewards.base import BUILT_IN, check_options
 from rayvideo.rewards.hpsv2 import RELEASES
 from rayvideo.sections import Lora
 from rayvideo.training.folder import figures
+from tests.documents import ROOT, Block, Command, block_of, blocks, commands
 
-README = Path(__file__).parents[1] / "README.md"
-REWARDS = README.with_name("docs") / "rewards.md"
+COMMANDS = commands()
+MENAGERIE = "jobs/recipes/menagerie.yaml"
+
+RUN = ("rayvideo export", "python -c", "python -m zipfile")
+"""Commands that are run here as printed; those whose own parser reads them here, and why they are not run:"""
+READ = {
+    "make": "takes minutes, or starts or ends a cluster",
+    "python jobs/": "tests/cluster runs the jobs, on models that take seconds",
+    "python benchmarks/": "takes minutes or hours; only figures come of it",
+    "python docs/options.py": "it would write its page; that it has nothing to write is tested",
+    "python -m": "the tests and the menagerie's training",
+    "rayvideo doctor": "tests/cluster/test_doctor.py runs it",
+    "rayvideo convert": "needs files of several gigabytes; tests/models/test_vgen.py makes smaller ones",
+    "ray": "needs a cluster, or a cloud's account; tests/cluster/test_jobs.py submits, follows and stops jobs",
+    "kubectl": "needs a Kubernetes; tests/test_cluster_files.py reads the files",
+    "export": "sets variables",
+    "$EDITOR": "opens a file",
+    "pre-commit": "would change this repository's hooks",
+}
+PYTHON = [
+    ("README.md", "python", "PeftModel"),
+    ("README.md", "python", "(Reward)"),
+    ("docs/rewards.md", "python", "(Reward)"),
+    ("docs/checkpoints.md", "python", "LoraUNet"),
+]
+"""Blocks that tests run."""
+LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
 
 
-def snippets(page: Path, kind: str) -> list[str]:
-    """The fenced blocks of one kind in a page."""
-    return re.findall(rf"```{kind}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+WHOLE = block_of("README.md", "yaml", "# mine.yaml")
+"""README's recipe, which fragments of recipes are parts of."""
 
 
-PYTHON = snippets(README, "python")
-YAML = snippets(README, "yaml")
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Path, adapter: Path) -> Path:
+    """A folder like the repository with what documents speak of: recipes, lists, an adapter, a converted model."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("jobs", "benchmarks", "cluster", "docs", "rayvideo", "tests", "Makefile", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "mine.yaml").write_text(WHOLE)
+    (folder / "R").symlink_to(ROOT / MENAGERIE)
+    for name in ("new.txt", "non.txt"):
+        (folder / name).write_text("red cat\n")
+    shutil.copytree(adapter, folder / "runs/first/adapter")
+    (folder / "runs/first/summary.json").symlink_to(ROOT / "docs/menagerie-summary.json")
+    (folder / "models").mkdir()
+    (folder / "models/vgen-release").symlink_to(tiny_pipeline)
+    return folder
 
 
 def test_every_option_stands_in_the_recipe_tables() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run: python docs/options.py"
 
 
-def test_readme_puts_the_adapter_onto_a_pipeline(tiny_pipeline: Path, tmp_path: Path) -> None:
-    tuned = add_lora(DiffusionPipeline.from_pretrained(tiny_pipeline).unet, Lora(), seed=0)
+def test_nothing_is_printed_that_no_test_reads() -> None:
+    assert {block.kind for block in blocks()} <= LANGUAGES
+    assert len(PYTHON) == sum(block.kind == "python" for block in blocks()), "a Python block without a test"
+    for command in COMMANDS:
+        line = " ".join(command.words)
+        known = [start for start in (*RUN, *READ) if line.startswith(start)]
+        assert known, f"{command.page}: neither run nor read: {line}"
+
+
+# Commands
+
+
+class Parsed(BaseException):
+    """What a script was told, in place of its work."""
+
+    def __init__(self, told: argparse.Namespace) -> None:
+        super().__init__()
+        self.told = told
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.page}: {command.line[:60]}")
+def test_commands_are_understood(command: Command, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    understand(command.words, command.named, monkeypatch)
+
+
+def understand(words: list[str], named: bool, patch: pytest.MonkeyPatch) -> None:
+    """Have a command's own parser read it, and its recipe and overrides read; files that it names must be there."""
+    program, *rest = words
+    if program == "make":
+        assert set(rest) <= set(re.findall(r"^([\w.-]+):", Path("Makefile").read_text(), re.MULTILINE))
+    elif program == "ray":
+        told = told_to_ray(rest, named)
+        if entrypoint := told.get("entrypoint"):
+            understand([word.replace("$PWD", os.getcwd()) for word in entrypoint], False, patch)
+    elif program == "rayvideo":
+        if named:
+            assert rest[0] in cli.parser().format_help()
+        else:
+            read_recipe_of(cli.parser().parse_args(rest))
+    elif program == "python" and rest[0] not in ("-c", "-m") and not named:
+        read_recipe_of(told_to_script(rest, patch))
+    else:
+        files = [word for word in rest if word.startswith(("cluster/", "docs/", "tests/"))]
+        assert [file for file in files if not Path(file).exists()] == []
+
+
+def told_to_ray(words: list[str], named: bool) -> dict[str, Any]:
+    """What Ray's command line makes of the words; of a name, only that it is there."""
+    command: Any = ray_cli
+    while isinstance(command, click.Group) and words:
+        name, *words = words
+        command = command.commands[name]
+    return {} if named else dict(command.make_context("ray", words).params)
+
+
+def told_to_script(words: list[str], patch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What a script's own parser makes of the words."""
+
+    def stop(parser: argparse.ArgumentParser, parse: Any) -> NoReturn:
+        raise Parsed(parse(parser))
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+        # parse_intermixed_args makes use of parse_args' kin, with arguments.
+        patch.setattr(
+            argparse.ArgumentParser,
+            name,
+            lambda parser, *given, parse=parse: parse(parser, *given) if given else stop(parser, parse),
+        )
+    patch.setattr(sys, "argv", words)
+    with pytest.raises(Parsed) as parsed:
+        runpy.run_path(words[0], run_name="__main__")
+    return parsed.value.told
+
+
+def read_recipe_of(told: argparse.Namespace) -> None:
+    recipe = getattr(told, "recipe", None)
+    if recipe is not None:
+        load_recipe(recipe, told.overrides)
+
+
+@pytest.fixture
+def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(desk)
+    return desk
+
+
+def test_an_adapter_is_exported_and_loaded_again(at_desk: Path) -> None:
+    """docs/checkpoints.md from one page's end to the other."""
+    lines = [command for command in COMMANDS if command.words[:2] == ["rayvideo", "export"] and not command.named]
+    assert len(lines) == 4
+    for command in lines:
+        cli.main(command.words[1:])
+    names: dict[str, Any] = vars(diffusers) | {"PeftAdapterMixin": PeftAdapterMixin}
+    exec(block_of(*PYTHON[3]), names)
+    assert any("lora" in name for name, _ in names["pipe"].unet.named_parameters())
+
+
+@pytest.mark.parametrize("page", ["docs/summary.md", "docs/clusters.md"])
+def test_lines_of_python_run(page: str, desk: Path) -> None:
+    (line,) = {command.line for command in COMMANDS if command.page == page and command.words[:2] == ["python", "-c"]}
+    folder = desk if page == "docs/summary.md" else ROOT
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wanted = {"docs/summary.md": "'n': ", "docs/clusters.md": "rayvideo/menagerie/weights/pipeline/unet"}
+    assert wanted[page] in done.stdout
+
+
+# Python and recipes
+
+
+def test_readme_puts_the_adapter_onto_the_embedded_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rayvideo").symlink_to(ROOT / "rayvideo")
+    monkeypatch.chdir(tmp_path)
+    tuned = add_lora(load_model("rayvideo/menagerie/weights/pipeline", parts=("denoiser",)).denoiser, Lora(), seed=0)
     for name, weight in lora_parameters(tuned).items():
         if "lora_B" in name:  # born as zeros, which would leave the base model's clips unchanged
             torch.nn.init.ones_(weight)
-    save_adapter(tuned, tmp_path / "adapter")
+    save_adapter(tuned, "runs/first/adapter")
 
-    base = DiffusionPipeline.from_pretrained(tiny_pipeline)
-    (code,) = (block for block in PYTHON if "PeftModel" in block)
-    replaced = {
-        "rayvideo/menagerie/weights/pipeline": tiny_pipeline,
-        "runs/first/adapter": tmp_path / "adapter",
-        "=20": "=2",
-    }
-    for shown, real in replaced.items():
-        assert shown in code
-        code = code.replace(shown, str(real))
-    names: dict[str, Any] = {"DiffusionPipeline": DiffusionPipeline, "PeftModel": PeftModel}
-    torch.manual_seed(0)
-    exec(code, names)
-    torch.manual_seed(0)
-    before = base("red cat", num_frames=16, height=64, width=64, num_inference_steps=2).frames[0]
-    assert names["frames"].shape == before.shape == (16, 64, 64, 3)
-    assert abs(names["frames"] - before).max() > 0.1
+    names: dict[str, Any] = {"DiffusionPipeline": diffusers.DiffusionPipeline, "PeftModel": peft.PeftModel}
+    exec(block_of(*PYTHON[0]), names)
+    assert names["frames"].shape == (16, 64, 64, 3)
+    pipe = names["pipe"]
+
+    def clip() -> Any:
+        torch.manual_seed(0)
+        return pipe("red cat", num_frames=4, height=64, width=64, num_inference_steps=1).frames[0]
+
+    after = clip()
+    with pipe.unet.disable_adapter():
+        assert abs(after - clip()).max() > 0.1
 
 
 def test_readme_shows_a_working_reward() -> None:
-    (code,) = (block for block in PYTHON if "(Reward)" in block)
     names: dict[str, Any] = {}
-    exec(code, names)
+    exec(block_of(*PYTHON[1]), names)
     kind = names["Blueness"]
     assert issubclass(kind, Reward)
     reward = kind.load(None, resize="bilinear", dtype=torch.float32)
@@ -80,46 +241,54 @@ def test_readme_shows_a_working_reward() -> None:
     assert (frames.grad[:, 2] > 0).all()
 
 
-def test_readme_shows_a_working_recipe() -> None:
-    whole, fragment = map(yaml.safe_load, YAML)
-    assert len(parse_recipe(whole | fragment).reward.judges) == 2
+@pytest.mark.parametrize("block", [block for block in blocks() if block.kind == "yaml"], ids=lambda block: block.page)
+def test_recipes_parse(block: Block) -> None:
+    recipe = parse_recipe(yaml.safe_load(WHOLE) | yaml.safe_load(block.text))
+    for judge in (*recipe.reward.judges, *recipe.evaluation.judges):
+        if judge.type in BUILT_IN:
+            check_options(judge, resolve(judge.type).load)
 
 
-def test_rewards_page_shows_recipes_that_parse() -> None:
-    whole = yaml.safe_load(YAML[0])
-    published, own = (parse_recipe(whole | yaml.safe_load(text)) for text in snippets(REWARDS, "yaml"))
-    assert {judge.type for judge in published.evaluation.judges} == set(BUILT_IN)
-    for judge in (*published.reward.judges, *published.evaluation.judges):
+def test_rewards_page_shows_every_published_judge() -> None:
+    recipe = parse_recipe(yaml.safe_load(WHOLE) | yaml.safe_load(block_of("docs/rewards.md", "yaml", "pickscore")))
+    assert {judge.type for judge in recipe.evaluation.judges} == set(BUILT_IN)
+    for judge in (*recipe.reward.judges, *recipe.evaluation.judges):
         if judge.type != "aesthetic":  # whose file is one of the reader's
             resolve(judge.type).check(judge.checkpoint, **options_of(judge))
-    assert len(own.reward.judges) == 1
 
 
 def test_rewards_page_shows_a_working_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = snippets(REWARDS, "python")
-    (tmp_path / "my_rewards.py").write_text(code)
+    (tmp_path / "my_rewards.py").write_text(block_of(*PYTHON[2]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
-    recipe = parse_recipe(yaml.safe_load(YAML[0]) | yaml.safe_load(snippets(REWARDS, "yaml")[1]))
+    recipe = parse_recipe(yaml.safe_load(WHOLE) | yaml.safe_load(block_of("docs/rewards.md", "yaml", "my_rewards")))
     (judge,) = recipe.reward.judges
     reward = load_reward(judge)
     frames = torch.full((1, 3, 8, 8), 0.4, requires_grad=True)
     reward.score(frames, ["a cat"]).sum().backward()
     assert frames.grad is not None
     assert (frames.grad > 0).all()  # brighter is nearer to the recipe's 0.6
-    with pytest.raises(RewardError, match=r"options\.target 3 is not allowed"):
-        resolve(judge.type).check(None, target=3)
+    for options, message in (
+        ({"target": 3}, r"^judges\.options\.target 3 is not allowed"),
+        ({"taget": 0.5}, r"^judges\.options\.taget is not an option of .*; did you mean 'target'\?"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            check_judge("judges", judge.model_copy(update={"options": options}))
+    monkeypatch.delitem(sys.modules, "my_rewards")
+
+
+# Figures
 
 
 def test_rewards_page_lists_the_releases() -> None:
-    text = REWARDS.read_text(encoding="utf-8")
+    text = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
     for release in RELEASES:
         size = f"{release.size:,}".replace(",", " ")
         assert f"| `{release.file}` | {release.version} | {size} | `{release.sha256}` |" in text
 
 
 def test_every_figure_of_a_training_is_explained() -> None:
-    explained = README.with_name("docs").joinpath("summary.md").read_text(encoding="utf-8")
+    explained = (ROOT / "docs/summary.md").read_text(encoding="utf-8")
     names = ("reward", "score/a", "gradient_norm", "saturation", "clipped", "seconds/step")
     found = figures([{"step": 1, **dict.fromkeys(names, 0.0)}], ["a"])
     assert len(found) == 7
