@@ -202,6 +202,7 @@ def test_lines_of_python_run(page: str, desk: Path) -> None:
 # Python and recipes
 
 
+@pytest.mark.timeout(600)
 def test_readme_puts_the_adapter_onto_the_embedded_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rayvideo").symlink_to(ROOT / "rayvideo")
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_judges_and_features_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "my_rewards.py").write_text(block_of("README.md", "python", "(Reward)"))
@@ -68,7 +68,7 @@ def test_judges_and_features_beside_the_recipe(tmp_path: Path) -> None:
         env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
