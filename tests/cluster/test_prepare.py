@@ -167,7 +167,9 @@ def test_too_many_bad_clips_stop_the_run(tiny_pipeline, tiny_clips, tmp_path, mo
 def test_a_folder_of_another_recipe_is_refused(tiny_pipeline, clips, folder, change, words):
     before = (folder / "summary.json").read_text()
     with pytest.raises(DataError, match=words):
-        prepare_to(recipe_for(tiny_pipeline, manifest=str(clips / "list.txt"), **change), str(folder))
+        prepare_to(
+            recipe_for(tiny_pipeline, manifest=str(clips / "list.txt"), max_bad_fraction=0.5, **change), str(folder)
+        )
     with pytest.raises(DataError, match=words):
         open_latents(recipe_for(tiny_pipeline, prepared=str(folder), **change))
     assert (folder / "summary.json").read_text() == before
