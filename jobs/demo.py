@@ -23,9 +23,13 @@ HERE = Path(__file__).parent
 
 
 def main(args: argparse.Namespace) -> None:
-    recipe = named(load_recipe(args.recipe, args.overrides))
-    run, latents = recipe.tracking.run_name, join(recipe.storage, f"{recipe.tracking.run_name}-latents")
-    given = ["--recipe", args.recipe, *args.overrides, f"tracking.run_name={run}"]
+    overrides = list(args.overrides)
+    recipe = load_recipe(args.recipe, overrides)
+    if recipe.tracking.run_name is None:
+        recipe = named(recipe)
+        overrides.append(f"tracking.run_name={recipe.tracking.run_name}")
+    latents = join(recipe.storage, f"{recipe.tracking.run_name}-latents")
+    given = ["--recipe", args.recipe, *overrides]
     start_ray(recipe)
     job("prepare", *given, "--out", latents)
     job("finetune", *given, "data.manifest=null", f"data.prepared={latents}")

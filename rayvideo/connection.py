@@ -88,7 +88,6 @@ def _initialize(recipe: Recipe) -> None:
         logger.info("connecting to Ray at %s", address)
         _connect(address)
     signal.signal(signal.SIGTERM, interrupt)  # ray.init() has put a handler of its own there
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
 
 
 def interrupt(number: int, _: object) -> None:

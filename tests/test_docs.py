@@ -58,8 +58,9 @@ PYTHON = [
     ("README.md", "python", "(Reward)"),
     ("docs/rewards.md", "python", "(Reward)"),
     ("docs/checkpoints.md", "python", "LoraUNet"),
+    ("docs/checkpoints.md", "python", "DDIMScheduler"),
 ]
-"""Blocks that tests run."""
+"""Blocks that tests run; the last one's is tests/models/test_shapes.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
 
 
@@ -118,7 +119,12 @@ def understand(words: list[str], named: bool, patch: pytest.MonkeyPatch) -> None
     """Have a command's own parser read it, and its recipe and overrides read; files that it names must be there."""
     program, *rest = words
     if program == "make":
-        assert set(rest) <= set(re.findall(r"^([\w.-]+):", Path("Makefile").read_text(), re.MULTILINE))
+        makefile = Path("Makefile").read_text()
+        targets, variables = (
+            {*re.findall(pattern, makefile, re.MULTILINE)} for pattern in (r"^([\w.-]+):", r"^(\w+) [?:]?=")
+        )
+        for word in rest:
+            assert word.partition("=")[0] in (variables if "=" in word else targets)
     elif program == "ray":
         told = told_to_ray(rest, named)
         if entrypoint := told.get("entrypoint"):

@@ -53,7 +53,7 @@ def value_of(tree: Any, key: str) -> Any:
         ("evaluation.steps=[20,50]", [20, 50]),
         ("evaluation.max_captions=null", None),
         ("training.precision=bf16", "bf16"),
-        ("training.keep_best=false", False),
+        ("evaluation.allow_training_judges=false", False),
         ("training.lr=1e-4  # as in the paper", 1e-4),
     ],
 )

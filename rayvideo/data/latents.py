@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -193,6 +194,7 @@ def _dataset(table: pa.Table, rows_per_block: int) -> Dataset:
     dataset = ray.data.from_arrow([table.slice(start, rows_per_block) for start in starts])
     dataset.context.enable_progress_bars = False  # ours counts clips, not blocks of each operator
     log_once("ray_data_progress_manager_disabled")  # no need to warn of it
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
     return dataset
 
 

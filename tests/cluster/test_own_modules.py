@@ -16,14 +16,15 @@ from tests.documents import ROOT, block_of
 DRIVER = """
 import json, sys
 import ray, torch
-from rayvideo import command, own_modules
+from rayvideo import own_modules
+from rayvideo.connection import start_ray
 from rayvideo.evaluation.metrics import load_features
 from rayvideo.recipe import load_recipe
 from rayvideo.serving.pool import RewardPool
 
 recipe = load_recipe(sys.argv[1])
 own_modules.make_importable(recipe, sys.argv[1])
-command.start_ray(recipe)
+start_ray(recipe)
 pool = RewardPool(recipe.reward.judges)
 frames = torch.zeros(2, 3, 8, 8)
 frames[1, 2] = 1
