@@ -8,7 +8,9 @@ import os
 import re
 import resource
 import secrets
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,7 @@ def _start(recipe: Recipe) -> None:
             job_config=worker_path.OwnPath(),
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
             resources=dict.fromkeys(capacity.custom_resources(recipe), UNLIMITED),
+            runtime_env=_python_of_workers(),
             include_dashboard=False,
             # What libraries say in dozens of processes is kept in Ray's session folder; errors come as exceptions.
             log_to_driver=False,
@@ -139,6 +142,12 @@ def _start(recipe: Recipe) -> None:
             f"Ray does not start on this machine: {_words(error)}. Its own logs, if it came so far: "
             f"{folder}/session_latest/logs"
         ) from error
+
+
+def _python_of_workers() -> dict[str, str] | None:
+    """A runtime_env with this Python's path as a shell reads it: Ray hands it to one as it is, spaces and all."""
+    quoted = shlex.quote(sys.executable)
+    return None if quoted == sys.executable else {"py_executable": quoted}
 
 
 def temporary_folder() -> str:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
@@ -24,17 +26,19 @@ try:
 except UserError as error:
     print(f"error: {error}")
 else:
-    nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+    # With an environment of its own, as Ray Train gives to its controller.
+    elsewhere = ray.remote(runtime_env={"env_vars": {"A": "1"}})(lambda: os.nice(0))
+    nice = ray.get(elsewhere.remote())
     print("niceness added:", nice - os.nice(0))
     ray.shutdown()
 """
 
 
-def start(**environment: str) -> str:
+def start(python: str = sys.executable, **environment: str) -> str:
     """The last line of a process that starts Ray with nothing in its environment that Ray's test process put there."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", START],
+        [python, "-c", START],
         cwd=ROOT,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -44,9 +48,14 @@ def start(**environment: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_ray_starts_without_a_home_and_below_a_long_tmpdir_and_its_workers_are_not_nice():
+def test_ray_starts_in_odd_places_and_its_workers_are_not_nice(tmp_path):
+    """Without a home, below a long TMPDIR, by a Python whose path has a space."""
     folder = Path("/tmp", "x" * 100)
-    assert start(HOME="/dev/null/home", TMPDIR=str(folder)) == "niceness added: 0"
+    venv.create(tmp_path / "a b", symlinks=True)
+    (packages,) = (tmp_path / "a b").glob("lib/python*/site-packages")
+    (packages / "these.pth").write_text(sysconfig.get_path("purelib"))
+    python = str(tmp_path / "a b/bin/python")
+    assert start(python, HOME="/dev/null/home", TMPDIR=str(folder)) == "niceness added: 0"
     assert not folder.exists()
 
 
