@@ -60,7 +60,7 @@ class View:
     def __init__(self, steps: int) -> None:
         self._bar = step_progress("fine-tuning", steps)
         self._phase = ""
-        self._said: tuple[str, ...] = ()
+        self._said: list[str] = []
         self._counted: tqdm | None = None
 
     def show(self, news: News) -> None:

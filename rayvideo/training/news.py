@@ -30,7 +30,7 @@ class News:
     """Seconds that a step usually takes, once there was one."""
     scores: dict[str, float] = field(default_factory=dict)
     """Judge -> raw score of the newest step."""
-    said: tuple[str, ...] = ()
+    said: list[str] = field(default_factory=list)
     """Lines for the user, all of this attempt's so far."""
 
 
@@ -72,7 +72,7 @@ class Reporter:
 
     def say(self, *lines: str) -> None:
         """Tell the user something; what a worker prints is seen on a cluster only."""
-        self._pin(said=(*self._news.said, *lines))
+        self._pin(said=[*self._news.said, *lines])
 
     def _pin(self, **changes: Any) -> None:
         if self._board:

@@ -29,6 +29,7 @@ from rayvideo.errors import RecipeError, Stopped
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import RewardError
 from rayvideo.sections import Workers
+from rayvideo.settling import settle
 from rayvideo.tracking import tracking_uri
 from rayvideo.training import launch
 from rayvideo.training.launch import finetune
@@ -51,13 +52,21 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_for(pipeline: Path, judge: Path, clips: Path, storage: Path, name: str, **changes: Any) -> Recipe:
     hpsv2 = {"checkpoint": str(judge / "judge.pt"), "architecture": str(judge / "open_clip_config.json")}
-    fragile = {"type": "tests.cluster.judges:Fragile", "checkpoint": str(storage / "fuse"), "options": {"after": 4}}
+    fragile = {
+        "name": "fragile",
+        "dtype": "auto",
+        "weight": 0.1,
+        "type": "tests.cluster.judges:Fragile",
+        "checkpoint": str(storage / "fuse"),
+        "options": {"after": 4},
+    }
     tree: dict[str, Any] = {
         "model": {"path": str(pipeline)},
         "data": {"manifest": str(clips / "list.txt"), "height": 64, "width": 64},
         "editing": {"steps": 5},
-        "reward": {"judges": [{"name": "hps", **hpsv2}, {"name": "fragile", "weight": 0.1, **fragile}]},
-        "training": {"steps": STEPS, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 2} | changes.pop("training"),
+        "reward": {"judges": [{"name": "hps", **hpsv2}, fragile]},
+        "training": {"precision": "fp32", "steps": STEPS, "lr": 1e-3, "warmup_steps": 2, "checkpoint_every": 2}
+        | changes.pop("training"),
         "evaluation": {"steps": 2, "previews": 1} | changes.pop("evaluation", {}),
         "tracking": {"run_name": name},
         "storage": str(storage / "runs"),
@@ -129,7 +138,9 @@ def test_the_run_folder_holds_everything(finished):
     assert summary["finished"]
     assert (summary["steps"], summary["clips"], summary["rejected"]) == (STEPS, 6, 0)
     assert summary["scores"]["hps"].keys() == {"first", "last"}
-    assert parse_recipe(yaml.safe_load((folder / "recipe.yaml").read_text())) == finished.recipe
+    written = parse_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    assert written == settle(finished.recipe, "training")
+    assert written.reward.judges[1].dtype in ("fp32", "bf16")  # what "auto" became
     assert (folder / "rejected.jsonl").read_text() == ""
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir() if path.is_dir())
     assert checkpoints == ["step-000002", "step-000004"]
@@ -141,7 +152,7 @@ def test_the_run_folder_holds_everything(finished):
 
 
 def test_what_is_bound_and_what_judges_see_stands_in_mlflow(finished):
-    client = MlflowClient(f"sqlite:///{finished.recipe.storage}/mlflow.db")
+    client = MlflowClient(tracking_uri(finished.recipe))
     tags = client.get_run(finished.summary["mlflow"]["run_id"]).data.tags
     weights = finished.adapter()
     assert int(tags["adapter.layers"]) == len(weights) // 2
