@@ -32,7 +32,7 @@ clips: $(READY)  ## draw the menagerie's clips, which its recipes name; those al
 
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo:  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
-	@echo "Five to six minutes on two cores, after an environment of 7 GB the first time: clips are drawn and encoded, a"
+	@echo "Five and a half minutes on two cores without bf16, after an environment of 7 GB the first time: clips are drawn and encoded, a"
 	@echo "small model learns 20 steps from a judge, and its clips are compared with those from before, in a report."
 	@$(MAKE) --no-print-directory clips
 	$(BIN)/python jobs/demo.py --recipe $(DEMO) tracking.run_name=$(RUN)
