@@ -51,6 +51,7 @@ READ = {
     "kubectl": "needs a Kubernetes; tests/test_cluster_files.py reads the files",
     "export": "sets variables",
     "$EDITOR": "opens a file",
+    "ffmpeg": "a program of its own, with zscale, which the one in PyAV lacks",
     "pre-commit": "would change this repository's hooks",
 }
 PYTHON = [
