@@ -21,3 +21,16 @@ def test_the_core_imports_without_ray_deepspeed_and_mlflow():
     done = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {"rayvideo.models.modelscope", "rayvideo.models.lora", "rayvideo.rewards.hpsv2"} <= set(done.stdout.split())
+
+
+CONTROLLER = """
+import sys
+import rayvideo.training.failures, rayvideo.training.preemption, rayvideo.training.retention, rayvideo.training.work
+print(*{"torch", "transformers", "peft", "mlflow"} & set(sys.modules))
+"""
+
+
+def test_what_ray_trains_controller_imports_is_light():
+    """It starts ahead of the workers, which wait for it."""
+    done = subprocess.run([sys.executable, "-c", CONTROLLER], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
