@@ -130,7 +130,7 @@ def _start(recipe: Recipe) -> None:
             job_config=worker_path.OwnPath(),
             num_cpus=logical_cpus(recipe, os.cpu_count() or 1),
             resources=dict.fromkeys(capacity.custom_resources(recipe), UNLIMITED),
-            runtime_env=_python_of_workers(),
+            runtime_env=python_of_workers(),
             include_dashboard=False,
             # What libraries say in dozens of processes is kept in Ray's session folder; errors come as exceptions.
             log_to_driver=False,
@@ -144,10 +144,13 @@ def _start(recipe: Recipe) -> None:
         ) from error
 
 
-def _python_of_workers() -> dict[str, str] | None:
-    """A runtime_env with this Python's path as a shell reads it: Ray hands it to one as it is, spaces and all."""
+def python_of_workers() -> dict[str, str]:
+    """A runtime_env with this Python's path as a shell reads it: Ray hands it to one as it is, spaces and all.
+
+    Empty where the path needs no quotes. A cluster with such a path is one of `make cluster`, on this machine.
+    """
     quoted = shlex.quote(sys.executable)
-    return None if quoted == sys.executable else {"py_executable": quoted}
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def temporary_folder() -> str:
@@ -229,7 +232,7 @@ def _connect(address: str) -> None:
         ray.init(
             address=found,
             job_config=worker_path.OwnPath(),
-            runtime_env=environment,
+            runtime_env={**environment, **python_of_workers()},
             logging_level=logging.WARNING,
         )
     except AuthenticationError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import ray
 
-from rayvideo.connection import ENVIRONMENT
+from rayvideo.connection import ENVIRONMENT, python_of_workers
 from tests.cluster.object_store import CREDENTIALS, object_store
 
 
@@ -18,7 +18,14 @@ def ray_cluster() -> Iterator[None]:
     """A one-node cluster with 4 logical CPUs, however many the machine has."""
     for name, value in {**ENVIRONMENT, **CREDENTIALS}.items():
         os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        runtime_env=python_of_workers(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     yield
     ray.shutdown()
 
