@@ -132,7 +132,7 @@ def test_requests_of_several_callers_share_a_forward_pass(opened: Open, tmp_path
     assert ["gradient", "4 here 4"] in passes
     assert len(passes) == 4
     shared = [line for gradient, line in passes if gradient == "no gradient"]
-    assert len(shared[0].split(", ")) == 2
+    assert len(shared) == 2  # of four requests; which of them share one depends on when the far one comes
     assert sorted(", ".join(shared).split(", ")) == ["2 here 2", "2 there", "3 here 3", "4 here 4"]
 
 
