@@ -30,7 +30,7 @@ from rayvideo.evaluation.report import write_report
 from rayvideo.paths import argument
 from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.settling import settle
-from rayvideo.tracking import Tracker, commit, create_run, find_run, run_url, ui_command, versions
+from rayvideo.tracking import Tracker, commit, create_run, find_run, open_experiment, run_url, ui_command, versions
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +55,14 @@ def main(args: argparse.Namespace) -> None:
     if args.base_only:
         adapter = None
     check(recipe, adapter)
+    trained = read_summary(run_folder) if run_folder else {}
+    tuning = find_run(recipe, trained["mlflow"]["run_id"]) if trained.get("mlflow") else None
+    if tuning is None:
+        open_experiment(recipe)  # refuses where it can't log, before Ray starts
+
     start_ray(recipe, "generation", "judges", "held_out")
     recipe = settle(recipe, "evaluation")
-
-    trained = read_summary(run_folder) if run_folder else {}
-    tuning = trained.get("mlflow")
-    ref = find_run(recipe, tuning["run_id"]) if tuning else create_run(recipe, out)
+    ref = tuning or create_run(recipe, out)
     # The run of the fine-tuning is closed already; one of our own ends with us.
     with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
         work = Path(folder)
