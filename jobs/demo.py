@@ -17,7 +17,7 @@ from rayvideo import command
 from rayvideo.connection import start_ray
 from rayvideo.data.storage import join
 from rayvideo.recipe import load_recipe
-from rayvideo.training.folder import named
+from rayvideo.runs.folder import named
 
 HERE = Path(__file__).parent
 

@@ -20,11 +20,10 @@ from rich.console import Console
 
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import absolute, join, read_bytes
+from rayvideo.data.storage import absolute, is_file, join, read_bytes, read_summary
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
 from rayvideo.evaluation.findings import print_table
-from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
 from rayvideo.paths import argument

@@ -13,9 +13,9 @@ import argparse
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.recipe import load_recipe
+from rayvideo.runs.folder import named
 from rayvideo.tracking import tracking_uri, ui_command
 from rayvideo.training import preflight
-from rayvideo.training.folder import named
 from rayvideo.training.launch import finetune
 
 

@@ -1,6 +1,6 @@
 """One typed, frozen tree that describes a whole run.
 
-A recipe is a YAML file plus `key=value` overrides. Its sections are in sections.py; an unknown key, a
+A recipe is a YAML file plus `key=value` overrides. Its sections are in sections/; an unknown key, a
 wrong type or an impossible combination raises `RecipeError` before anything starts. Nothing is filled in from outside:
 a recipe goes whole into MLflow and summary.json, where environment variables have no business.
 """

@@ -30,8 +30,8 @@ from rayvideo.recipe import load_recipe, parse_recipe
 from rayvideo.rewards import Reward, check_judge, load_reward, options_of, resolve
 from rayvideo.rewards.base import BUILT_IN, check_options
 from rayvideo.rewards.hpsv2 import RELEASES
+from rayvideo.runs.folder import figures
 from rayvideo.sections import Lora
-from rayvideo.training.folder import figures
 from tests.documents import ROOT, Block, Command, block_of, blocks, commands
 
 COMMANDS = commands()

@@ -25,7 +25,8 @@ def test_the_core_imports_without_ray_deepspeed_and_mlflow():
 
 CONTROLLER = """
 import sys
-import rayvideo.training.failures, rayvideo.training.preemption, rayvideo.training.retention, rayvideo.training.work
+import rayvideo.training.ray_train.failures, rayvideo.training.ray_train.preemption
+import rayvideo.training.ray_train.retention, rayvideo.training.ray_train.work
 print(*{"torch", "transformers", "peft", "mlflow"} & set(sys.modules))
 """
 

@@ -21,7 +21,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes
+from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
 
@@ -118,8 +118,7 @@ def clip_places(folder: str) -> dict[int, Prepared]:
 
 def write_rejected(path: str | Path, rejected: Sequence[Rejected]) -> None:
     """One JSON object a line: video, caption, reason."""
-    lines = [json.dumps(clip._asdict(), ensure_ascii=False) for clip in rejected]
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    write_lines(str(path), (clip._asdict() for clip in rejected))
 
 
 def read_summary(folder: str) -> dict[str, Any] | None:

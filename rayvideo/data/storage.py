@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class StorageError(UserError):
@@ -89,6 +92,41 @@ def read_object(path: str | Path, mend: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5000 digits, 1000 brackets
         reason = str(error)
     raise StorageError(f"{path} is damaged or of something else: it holds no JSON object ({reason}); {mend}")
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file."""
+    filesystem, inner = locate(path)
+    return bool(filesystem.get_file_info(inner).type == pa.fs.FileType.File)
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """What jobs have written into `folder`/summary.json so far; empty if none has.
+
+    Raises:
+        StorageError: something else stands there.
+    """
+    path = join(folder, "summary.json")
+    return read_object(path, "move it away, then it is written anew") if is_file(path) else {}
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The JSON objects of a file that holds one a line; none if there is no file.
+
+    Lines that hold no JSON, such as the last one of a process that was killed, are left out with a warning.
+    """
+    lines = []
+    for number, line in enumerate(read_bytes(path).splitlines() if is_file(path) else [], 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            logger.warning("%s: line %d is no JSON, it is left out", path, number)
+    return lines
+
+
+def write_lines(path: str, objects: Iterable[object]) -> None:
+    """Write JSON objects, one a line, atomically: the whole file, since a bucket's can't grow."""
+    write_bytes(path, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in objects).encode())
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -10,10 +10,9 @@ from tempfile import TemporaryDirectory
 import pyarrow.fs
 from safetensors.torch import load_file
 
-from rayvideo.data.storage import is_uri, join, locate
+from rayvideo.data.storage import is_file, is_uri, join, locate
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.clipfolder import ADAPTER_FILES
-from rayvideo.evaluation.folder import is_file
 from rayvideo.models import ModelError, VideoModel, load_model
 from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
 from rayvideo.recipe import Recipe

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.data.prepared import model_digest
-from rayvideo.data.storage import join, locate, read_bytes, write_bytes
+from rayvideo.data.storage import is_file, join, locate, read_bytes, write_lines
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import slug
-from rayvideo.evaluation.folder import is_file
 from rayvideo.recipe import Recipe
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -118,7 +117,6 @@ class Index:
     def write(self) -> None:
         """Write the whole file, atomically; works in a bucket, where nothing can be appended."""
         started = time.monotonic()
-        lines = [json.dumps(row._asdict(), ensure_ascii=False) for row in (*self._done.values(), *self._bad)]
-        write_bytes(self._path, "".join(f"{line}\n" for line in lines).encode())
+        write_lines(self._path, (row._asdict() for row in (*self._done.values(), *self._bad)))
         self._written = time.monotonic()
         self._cost = self._written - started

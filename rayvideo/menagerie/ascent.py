@@ -18,7 +18,8 @@ from rayvideo.evaluation.generate import embed_captions
 from rayvideo.menagerie.world import FRAMES
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.rewards.base import Reward, clamp_pixels
+from rayvideo.rewards.base import Reward
+from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
 from rayvideo.sections import Lora
 

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -182,22 +182,3 @@ def load_reward(judge: sections.Judge, device: torch.device | str = "cpu") -> Re
         )
     reward.name = judge.name
     return reward.to(device).eval().requires_grad_(False)
-
-
-def clamp_pixels(frames: Tensor, mode: Literal["straight_through", "hard"]) -> Tensor:
-    """Clamp pixels to [0, 1]; "straight_through" passes the gradient of clamped pixels on, "hard" kills it."""
-    return frames.clamp(0, 1) if mode == "hard" else _StraightThroughClamp.apply(frames)
-
-
-class _StraightThroughClamp(torch.autograd.Function):
-    @staticmethod
-    def forward(frames: Tensor) -> Tensor:
-        return frames.clamp(0, 1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient

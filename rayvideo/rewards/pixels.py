@@ -1,9 +1,10 @@
-"""How frames become what a judge's network takes: the release's plain resize, and each judge's official one."""
+"""How decoded pixels become what a judge takes: clamped, then resized plainly (the release's way) or officially."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -51,3 +52,22 @@ def crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
         resized = F.interpolate(resized, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     top, left = (outer[0] - size[0]) // 2, (outer[1] - size[1]) // 2
     return resized[..., top : top + size[0], left : left + size[1]]
+
+
+def clamp_pixels(frames: Tensor, mode: Literal["straight_through", "hard"]) -> Tensor:
+    """Clamp pixels to [0, 1]; "straight_through" passes the gradient of clamped pixels on, "hard" kills it."""
+    return frames.clamp(0, 1) if mode == "hard" else _StraightThroughClamp.apply(frames)
+
+
+class _StraightThroughClamp(torch.autograd.Function):
+    @staticmethod
+    def forward(frames: Tensor) -> Tensor:
+        return frames.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient

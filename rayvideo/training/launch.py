@@ -14,21 +14,17 @@ from ray.train.torch import TorchConfig
 
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
-from rayvideo.data.storage import join
+from rayvideo.data.storage import is_file, join, read_lines
 from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.evaluation.adapter import check_adapter
-from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
-from rayvideo.serving.pool import RewardPool
-from rayvideo.settling import settle
-from rayvideo.tracking import RunRef, Tracker, create_run, versions
-from rayvideo.training import folder as runs
-from rayvideo.training.attempts import attempts_of, note_lost
-from rayvideo.training.checkpoints import (
+from rayvideo.runs import folder as runs
+from rayvideo.runs.attempts import attempts_of, note_lost
+from rayvideo.runs.checkpoints import (
     CHECKPOINTS,
     CheckpointError,
     Good,
@@ -38,16 +34,19 @@ from rayvideo.training.checkpoints import (
     name_of,
     newest_good,
 )
-from rayvideo.training.elastic import Trainer
-from rayvideo.training.failures import OnFailure
-from rayvideo.training.following import following
-from rayvideo.training.lock import only_driver
-from rayvideo.training.news import News
+from rayvideo.runs.following import following
+from rayvideo.runs.lock import only_driver
+from rayvideo.runs.news import News
+from rayvideo.serving.pool import RewardPool
+from rayvideo.settling import settle
+from rayvideo.tracking import RunRef, Tracker, create_run, versions
 from rayvideo.training.plan import Plan
-from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.preflight import check_place
-from rayvideo.training.retention import Retention
-from rayvideo.training.work import work
+from rayvideo.training.ray_train.elastic import Trainer
+from rayvideo.training.ray_train.failures import OnFailure
+from rayvideo.training.ray_train.preemption import OnSigterm, on_signals
+from rayvideo.training.ray_train.retention import Retention
+from rayvideo.training.ray_train.work import work
 
 logger = logging.getLogger(__name__)
 

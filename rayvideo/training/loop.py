@@ -19,16 +19,17 @@ from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
+from rayvideo.runs.journal import Journal
+from rayvideo.runs.news import Reporter
 from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
 from rayvideo.training.engine import Engine
 from rayvideo.training.learning import FirstUpdates
-from rayvideo.training.meters import Clock, Journal, Pace, gather_over_workers, mean_over_workers
+from rayvideo.training.meters import Clock, Pace, gather_over_workers, mean_over_workers
 from rayvideo.training.methods import rollout_for, trainer_for
-from rayvideo.training.news import Reporter
 from rayvideo.training.plan import Plan
-from rayvideo.training.preemption import STOP, asked
-from rayvideo.training.saver import Saver, agree, load
+from rayvideo.training.ray_train.preemption import STOP, asked
+from rayvideo.training.ray_train.saver import Saver, agree, load
 
 
 def train(config: dict[str, Any]) -> None:
@@ -104,7 +105,7 @@ def train(config: dict[str, Any]) -> None:
                 if tracker and journal:
                     tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
                     journal.save()
-                saver.save(step, journal.rate(step) if journal else None)
+                saver.save(step, journal.update_best(step) if journal else None)
             if stop:
                 break
             if not last:

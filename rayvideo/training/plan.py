@@ -8,10 +8,10 @@ from torch import Tensor
 
 from rayvideo.data.table import LatentTable
 from rayvideo.recipe import Recipe
+from rayvideo.runs.news import Board
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
-from rayvideo.training.news import Board
-from rayvideo.training.preemption import Mailbox
+from rayvideo.training.ray_train.preemption import Mailbox
 
 
 @dataclass(frozen=True)

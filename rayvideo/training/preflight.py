@@ -14,8 +14,8 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
+from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef, find_run, open_experiment
-from rayvideo.training import folder as runs
 
 logger = logging.getLogger(__name__)
 

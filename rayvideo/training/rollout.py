@@ -16,7 +16,7 @@ from rayvideo import editing
 from rayvideo.data.table import Batch
 from rayvideo.models import VideoModel
 from rayvideo.recipe import Recipe
-from rayvideo.rewards import clamp_pixels
+from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import sample_segments
 from rayvideo.seeding import generator_for
 from rayvideo.training.guards import check_finite

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from rayvideo.errors import RecipeError
 from rayvideo.models.lora import WEIGHTS, add_lora, load_adapter, lora_parameters
+from rayvideo.runs.checkpoints import CheckpointError
 from rayvideo.sections import Lora, Training
-from rayvideo.training.checkpoints import CheckpointError
 from rayvideo.training.engine import Engine, supports_fp16
-from rayvideo.training.saver import require_same
+from rayvideo.training.ray_train.saver import require_same
 from tests.training.network import Net
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -18,13 +18,13 @@ from rayvideo.data.tasks import tensor_array
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora
 from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.runs.checkpoints import Part, fetched, newest_good, upload
 from rayvideo.serving.local import LocalPool
-from rayvideo.training.checkpoints import Part, fetched, newest_good, upload
 from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock
+from rayvideo.training.ray_train.saver import refuse_code
 from rayvideo.training.rng import load_rng, save_rng
 from rayvideo.training.rollout import Editor
-from rayvideo.training.saver import refuse_code
 from rayvideo.training.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -23,9 +23,9 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
+from rayvideo.runs.folder import write_recipe
 from rayvideo.sections import Lora
 from rayvideo.tracking import TrackingError
-from rayvideo.training.folder import write_recipe
 from rayvideo.training.preflight import check
 from tests import tiny
 

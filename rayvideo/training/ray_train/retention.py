@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from rayvideo.training.checkpoints import prune
+from rayvideo.runs.checkpoints import prune
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import pytest
 
 from rayvideo.errors import RecipeError
 from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef
-from rayvideo.training import folder as runs
 
 
 def recipe_in(storage: Path, **sections: Any) -> Recipe:

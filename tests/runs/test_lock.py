@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from rayvideo.errors import RecipeError
-from rayvideo.training.lock import only_driver
+from rayvideo.runs.lock import only_driver
 
 HOLD = """
 import sys
-from rayvideo.training.lock import only_driver
+from rayvideo.runs.lock import only_driver
 with only_driver(sys.argv[1]):
     print("held", flush=True)
     input()

@@ -19,8 +19,8 @@ from torch import Tensor
 from rayvideo.data.storage import join, locate
 from rayvideo.models.lora import WEIGHTS
 from rayvideo.recipe import shareable
-from rayvideo.training.attempts import begin_attempt
-from rayvideo.training.checkpoints import (
+from rayvideo.runs.attempts import begin_attempt
+from rayvideo.runs.checkpoints import (
     CHECKPOINTS,
     STATE,
     CheckpointError,
@@ -31,9 +31,9 @@ from rayvideo.training.checkpoints import (
     put_away,
     upload,
 )
+from rayvideo.runs.journal import Best
 from rayvideo.training.engine import Engine
 from rayvideo.training.guards import NonFiniteError
-from rayvideo.training.meters import Best
 from rayvideo.training.plan import Plan
 from rayvideo.training.rng import load_rng, save_rng
 

@@ -10,8 +10,8 @@ from ray.train import UserCallback
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from rayvideo.errors import UserError
-from rayvideo.training.attempts import note_lost
-from rayvideo.training.news import Board, News
+from rayvideo.runs.attempts import note_lost
+from rayvideo.runs.news import Board, News
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from rayvideo.training.failures import reason
-from rayvideo.training.following import View
-from rayvideo.training.news import News
+from rayvideo.runs.following import View
+from rayvideo.runs.news import News
+from rayvideo.training.ray_train.failures import reason
 
 
 def lines_of(monkeypatch: pytest.MonkeyPatch, *news: News) -> list[str]:

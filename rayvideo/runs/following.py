@@ -10,8 +10,8 @@ from threading import Event, Thread
 from tqdm import tqdm
 
 from rayvideo.progress import progress, step_progress
-from rayvideo.training.attempts import attempts_of
-from rayvideo.training.news import Board, News
+from rayvideo.runs.attempts import attempts_of
+from rayvideo.runs.news import Board, News
 
 EVERY_S = 0.5
 

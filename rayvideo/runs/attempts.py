@@ -6,8 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from rayvideo.data.storage import join, read_bytes, write_bytes
-from rayvideo.evaluation.folder import is_file, read_lines
+from rayvideo.data.storage import is_file, join, read_bytes, read_lines, write_bytes, write_lines
 
 ATTEMPTS = "attempts.jsonl"
 LOST = "lost.json"  # why workers were lost: from Ray Train's controller to the next attempt
@@ -57,8 +56,7 @@ def begin_attempt(run_folder: str, call: str, why: str, from_step: int, workers:
         why = _lost(run_folder, earlier[-1]) or f"{earlier[-1].workers} workers became {workers}"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call, now)
-    lines = [json.dumps(asdict(one), ensure_ascii=False) for one in (*earlier, attempt)]
-    write_bytes(join(run_folder, ATTEMPTS), "".join(f"{line}\n" for line in lines).encode())
+    write_lines(join(run_folder, ATTEMPTS), map(asdict, (*earlier, attempt)))
     return attempt
 
 

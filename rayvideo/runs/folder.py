@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from rayvideo.data.storage import StorageError, is_uri, join, read_bytes, write_bytes
+from rayvideo.data.storage import StorageError, is_file, is_uri, join, read_bytes, read_summary, write_bytes
 from rayvideo.errors import RecipeError
-from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.recipe import Recipe, dotted, leaves, parse_recipe, shareable
 from rayvideo.tracking import RunRef
 

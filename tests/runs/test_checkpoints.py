@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from rayvideo.training import checkpoints
-from rayvideo.training.attempts import attempts_of, begin_attempt, note_lost
-from rayvideo.training.checkpoints import CheckpointError, Part, UnfinishedError, newest_good, upload, verify
-from rayvideo.training.meters import Best, Journal
+from rayvideo.runs import checkpoints
+from rayvideo.runs.attempts import attempts_of, begin_attempt, note_lost
+from rayvideo.runs.checkpoints import CheckpointError, Part, UnfinishedError, newest_good, upload, verify
+from rayvideo.runs.journal import Best, Journal
 from rayvideo.training.rng import load_rng, save_rng
 
 RUN = "abc"
@@ -181,7 +181,7 @@ class Code:
 
 
 def test_files_that_would_run_code_are_refused(tmp_path):
-    from rayvideo.training.saver import refuse_code  # imports DeepSpeed, which takes seconds
+    from rayvideo.training.ray_train.saver import refuse_code  # imports DeepSpeed, which takes seconds
 
     (tmp_path / "ds").mkdir()
     torch.save({"step": 1, "weight": torch.ones(2)}, tmp_path / "ds/optimizer.pt")
@@ -216,14 +216,14 @@ def test_the_journal_rolls_back_and_survives_a_torn_line(tmp_path, caplog):
     for step, reward in enumerate([1.0, 3.0, 2.0, 1.0, 9.0], 1):
         journal.add(step, {"reward": reward})
         if step == 2:
-            assert journal.rate(step) == Best(2, 2.0)
-    assert journal.rate(5) == Best(5, 4.0)
+            assert journal.update_best(step) == Best(2, 2.0)
+    assert journal.update_best(5) == Best(5, 4.0)
     with path.open("a") as file:
         file.write('{"step": 6, "rew')
     journal = Journal(str(path), 4, Best(2, 2.0))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
     assert "line 6 is no JSON" in caplog.text
     journal.add(5, {"reward": 1.0})
-    assert journal.rate(5) == Best(2, 2.0)
+    assert journal.update_best(5) == Best(2, 2.0)
     Journal(str(path), 7)
     assert "2 of the first 7 steps are missing" in caplog.text

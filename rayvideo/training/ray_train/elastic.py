@@ -16,7 +16,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
-from rayvideo.training import preemption
+from rayvideo.training.ray_train import preemption
 
 
 class Trainer(TorchTrainer):
