@@ -19,9 +19,10 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rayvideo.recipe import Recipe
+if TYPE_CHECKING:
+    from rayvideo.recipe import Recipe
 
 PLACES = "RAYVIDEO_OWN_MODULES"
 """Environment variable with {name: file or folder} as JSON; the workers of a Ray on this machine inherit it."""
@@ -35,6 +36,7 @@ def make_importable(recipe: Recipe, file: str | Path) -> None:
     features = recipe.evaluation.features
     types = [judge.type for judge in (*recipe.reward.judges, *recipe.evaluation.judges)]
     types += [features.type] if features else []
+    types.append(recipe.training.objective)
     named = [kind.partition(":")[0].partition(".")[0] for kind in types if ":" in kind]
     folders = [Path(file).expanduser().parent.resolve(), Path.cwd().resolve()]
     os.environ.pop(PLACES, None)  # of another recipe

@@ -11,17 +11,19 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 from yaml import YAMLError
 
 from rayvideo.errors import RecipeError
 from rayvideo.overrides import apply, suggest
 from rayvideo.paths import without_login
-from rayvideo.sections import Data, Editing, Evaluation, FilePath, Model, Rewards, Section, Tracking, Training
+from rayvideo.sections import Data, Editing, Evaluation, FilePath, Model, Rewards, Section, Tracking
+from rayvideo.sections import Training as AnyTraining
+from rayvideo.training import objectives
 
 LARGEST = 2**20
 """Bytes of a recipe."""
@@ -31,6 +33,20 @@ LONGEST_SHOWN = 200
 """Characters of a value in a message."""
 UNREADABLE = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError)
 """What the libraries raise for text that is no UTF-8, a number of 5000 digits, 1000 brackets."""
+
+
+if TYPE_CHECKING:
+    Training = AnyTraining
+else:
+    # Each objective brings its options along, as a section of its name.
+    brought = {name: objectives.resolve(name).Options for name in objectives.names()}
+    Training = create_model(
+        "Training",
+        __base__=AnyTraining,
+        __module__=__name__,
+        __doc__=AnyTraining.__doc__,
+        **{name: (options, options()) for name, options in brought.items() if options.model_fields},
+    )
 
 
 class Recipe(Section):
@@ -47,25 +63,12 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="Root of every random number of the run.")
 
     @model_validator(mode="after")
-    def _chain_is_long_enough(self) -> Recipe:
-        options, objective = self.editing, self.training.objective
-        if objective == "draft" and self.training.draft.noisings and options.grad_steps > 1:
-            raise ValueError(
-                f"training.draft.noisings {self.training.draft.noisings} differentiates the last step alone; set "
-                f"editing.grad_steps {options.grad_steps} to 1, or noisings to 0"
-            )
-        if objective == "ddpo" and (self.training.ddpo.learned_steps or 0) > options.steps:
-            raise ValueError(
-                f"training.ddpo.learned_steps {self.training.ddpo.learned_steps} is more than the chain's "
-                f"editing.steps {options.steps}; lower it, or set it to null for all"
-            )
-        strength = options.strength if objective == "reward" else 1.0
-        run = int(strength * options.steps)
-        if run < options.grad_steps:
-            raise ValueError(
-                f"editing.strength {strength} x editing.steps {options.steps} runs {run} steps, fewer than "
-                f"editing.grad_steps {options.grad_steps}; raise strength or steps, or lower grad_steps"
-            )
+    def _fits_its_objective(self) -> Recipe:
+        if ":" not in self.training.objective:  # one of the user's own is found later: preflight asks it
+            try:
+                objectives.check(self)
+            except RecipeError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from rayvideo.editing import Generators, Predict, guided, normal
 from rayvideo.errors import UserError
+from rayvideo.schedules import Schedule
 
 T = TypeVar("T")
 Part = Literal["denoiser", "vae", "text"]
@@ -44,8 +45,8 @@ class Posterior:
 class VideoModel(ABC):
     """A frozen text-to-video model in eval mode: noise prediction, VAE and text tower behind one set of names."""
 
-    scheduler: Any
-    """The noise schedule that `rayvideo.editing` reads."""
+    schedule: Schedule
+    """How this model noises and denoises."""
     device: torch.device
     dtype: torch.dtype
     """The denoiser's number format; VAE and text tower stay in fp32."""

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from rayvideo.models.base import ModelError, Part, Posterior, VideoModel
 from rayvideo.models.files import load_part, load_shapes, load_weights
+from rayvideo.schedules import Diffusion
 
 RECOMPUTED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
 
@@ -37,6 +38,7 @@ class ModelScope(VideoModel):
     ):
         """Freeze the given parts and put them into eval mode, where dropout is off."""
         self.scheduler = scheduler
+        self.schedule = Diffusion(scheduler)
         self._denoiser = denoiser
         self._vae = vae
         self._text_encoder = text_encoder

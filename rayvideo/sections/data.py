@@ -37,18 +37,3 @@ class Data(Section):
         if (self.manifest is None) == (self.prepared is None):
             raise ValueError("set exactly one of data.manifest and data.prepared")
         return self
-
-
-class Editing(Section):
-    """Reward fine-tuning as editing: corrupt a clip, denoise it part of the way (paper §4.1, Eq. 3-5)."""
-
-    strength: float = Field(
-        0.6,
-        gt=0,
-        le=1,
-        description="Noise level tau: share of the chain that is run. Objectives other than reward run all of it.",
-    )
-    steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
-    grad_steps: Positive = Field(1, description="Last steps K that carry a gradient (objectives reward and draft).")
-    guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
-    offset_noise: float = Field(0.1, ge=0, description="Strength of the noise shared by all pixels of a frame.")

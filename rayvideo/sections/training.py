@@ -10,49 +10,6 @@ from rayvideo.errors import RecipeError
 from rayvideo.sections.base import AutoPrecision, Beta, Positive, Resources, Section
 
 
-class Draft(Section):
-    """Objective draft: the judge's gradient through the last steps of generating from pure noise (DRaFT)."""
-
-    noisings: int = Field(
-        0,
-        ge=0,
-        description="0: DRaFT-K, K = editing.grad_steps. n > 0: DRaFT-LV, the mean gradient of n last steps, each from "
-        "the finished sample with new noise; n graphs are alive at once.",
-    )
-
-
-class Rwr(Section):
-    """Objective rwr: regression to samples, weighted by exp(reward / temperature)."""
-
-    samples: Literal["generated", "data"] = Field(
-        "generated",
-        description="What is judged and learned: generated: what the model makes of the captions now. data: the clips "
-        "of data, where their quality varies; nothing is generated then, so that a step is much cheaper.",
-    )
-    temperature: float = Field(
-        1.0,
-        gt=0,
-        description="In standard deviations of the global batch's rewards; lower trusts the best samples more.",
-    )
-    updates: Positive = Field(4, description="Optimizer updates on the same samples, each at noise levels of its own.")
-
-
-class Ddpo(Section):
-    """Objective ddpo: policy gradient on the chain from pure noise, with clipped importance ratios (DDPO-IS)."""
-
-    eta: float = Field(1.0, gt=0, le=1, description="Randomness of the DDIM steps that samples are drawn with.")
-    learned_steps: Positive | None = Field(
-        None,
-        description="Steps of the chain that are learned, those of most noise first; null: all. Steps of little noise "
-        "make the gradient noisy and hardly change the reward (docs/objectives.md).",
-    )
-    clip_range: float = Field(1e-4, gt=0, description="A step's importance ratio is clipped to 1 ± this.")
-    max_advantage: float = Field(5.0, gt=0, description="Advantages, in standard deviations, are clipped to ± this.")
-    updates: Positive = Field(
-        2, description="Optimizer updates on the same samples; the ratio differs from 1 after one."
-    )
-
-
 class Workers(Section):
     """How many DeepSpeed workers train: a number, or bounds between which they follow the nodes of the cluster."""
 
@@ -93,14 +50,13 @@ class Workers(Section):
 class Training(Section):
     """Optimisation (release: AdamW on the adapter, batch 8 over 4 GPUs, 20 000 steps)."""
 
-    objective: Literal["reward", "draft", "rwr", "ddpo"] = Field(
+    objective: str = Field(
         "reward",
         description="reward: InstructVideo; draft, rwr, ddpo: the paper's baselines, which generate from pure noise "
-        "and use only the captions of data (but see rwr.samples). rwr and ddpo also take judges without gradient.",
+        "and use only the captions of data (but see rwr.samples). rwr and ddpo also take judges without gradient. Or "
+        "your own 'module:Class' (docs/objectives.md).",
     )
-    draft: Draft = Draft()
-    rwr: Rwr = Rwr()
-    ddpo: Ddpo = Ddpo()
+    objective_options: dict[str, Any] = Field({}, description="Options of an objective of your own.")
     samples_per_caption: Positive = Field(
         1,
         description="Objectives rwr and ddpo: samples of each caption in a step, whose rewards are compared among "
@@ -184,21 +140,11 @@ class Training(Section):
         return self.model_copy(update={"accumulation": _share(clips, self.batch_size, self.workers.max)})
 
     @model_validator(mode="after")
-    def _samples_can_be_compared(self) -> Training:
-        if self.objective in ("rwr", "ddpo") and self.global_batch < 2:
-            raise ValueError(
-                f"training.objective {self.objective!r} compares the samples of a step, but there is only one; raise "
-                "training.batch_size, training.accumulation or training.workers"
-            )
+    def _samples_share_captions_evenly(self) -> Training:
         if self.global_batch % self.samples_per_caption:
             raise ValueError(
                 f"training.samples_per_caption {self.samples_per_caption} does not divide the {self.global_batch} "
                 "samples of a step (training.workers x batch_size x accumulation)"
-            )
-        if self.objective == "rwr" and self.rwr.samples == "data" and self.samples_per_caption > 1:
-            raise ValueError(
-                "training.samples_per_caption: with training.rwr.samples 'data' a step would have the same clip "
-                f"{self.samples_per_caption} times; set it to 1"
             )
         return self
 
