@@ -13,9 +13,9 @@ from rayvideo.connection import ENVIRONMENT, python_of_workers
 from tests.cluster.object_store import CREDENTIALS, object_store
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_cluster() -> Iterator[None]:
-    """A one-node cluster with 4 logical CPUs, however many the machine has."""
+    """A one-node cluster with 4 logical CPUs, however many the machine has; tests of other folders find no Ray."""
     for name, value in {**ENVIRONMENT, **CREDENTIALS}.items():
         os.environ.setdefault(name, value)
     ray.init(

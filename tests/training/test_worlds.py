@@ -33,7 +33,7 @@ CASES: list[dict[str, Any]] = [
 OVERFLOW = 1
 """The step whose loss is too large for fp16: a lowered loss scale must survive, too."""
 PATIENCE_S = 600
-"""Of a worker, which then says where it stands and ends; gloo would let it wait for a lost peer for half an hour."""
+"""Of a worker, which then says where it stands and is ended; gloo would let it wait for a lost peer half an hour."""
 
 
 def training_of(case: int) -> Training:
@@ -55,6 +55,8 @@ def train(rank: int, world: int, place: Path, first: int, source: Path | None) -
         if not source:
             steps(engine, training, first + STEPS, STEPS * len(WORLDS), folder / "undisturbed.pt")
         engine.close()
+    dist.destroy_process_group()
+    os._exit(0)  # libraries have threads that a process may wait for at its end, when nothing watches it any more
 
 
 def engine_for(training: Training) -> Engine:
@@ -96,6 +98,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         for worker in workers:
             worker.start()
         for worker in workers:
+            worker.join(2 * PATIENCE_S)
+        for worker in workers:
+            worker.kill()  # who is there still, hangs
             worker.join()
         assert [worker.exitcode for worker in workers] == [0] * world
         places.append(place)
