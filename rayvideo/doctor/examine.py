@@ -18,7 +18,7 @@ from rayvideo.recipe import Recipe
 from rayvideo.rewards import load_reward
 from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
-from rayvideo.training.preflight import GRADIENT_OBJECTIVES
+from rayvideo.training import objectives
 
 TRAINING = "training"
 JUDGES = "judges"
@@ -112,7 +112,7 @@ def _judges(
 ) -> Generator[Finding, None, bool]:
     """Each judge of the pool in this process, then all in their actors; returns whether a step can be tried."""
     frames, prompts = samples.flat()
-    learns = trains and recipe.training.objective in GRADIENT_OBJECTIVES
+    learns = trains and objectives.resolve(recipe.training.objective).needs_gradient
     here: dict[str, remote.Local] = {}
     for judge in pool.judges:
         try:

@@ -47,6 +47,8 @@ class VideoModel(ABC):
 
     schedule: Schedule
     """How this model noises and denoises."""
+    scheduler: Any
+    """The diffusers scheduler that `schedule` reads its numbers from."""
     device: torch.device
     dtype: torch.dtype
     """The denoiser's number format; VAE and text tower stay in fp32."""

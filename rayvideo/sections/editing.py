@@ -27,8 +27,8 @@ class Editing(Section):
     )
     detach_input: bool = Field(
         False,
-        description="Stop the gradient where latents enter the denoiser (DRTune's stop-gradient): it then passes through "
-        "the steps themselves alone.",
+        description="Stop the gradient where latents enter the denoiser (DRTune's stop-gradient): it then passes "
+        "through the steps themselves alone.",
     )
     guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
     offset_noise: float = Field(0.1, ge=0, description="Strength of the noise shared by all pixels of a frame.")

@@ -34,9 +34,7 @@ class ClipReward:
     def shown(self, drawn: Tensor) -> Tensor:
         return drawn
 
-    def submit(
-        self, pixels: Tensor, shown: Tensor, drawn: Tensor, captions: Sequence[str], gradient: bool
-    ) -> Request:
+    def submit(self, pixels: Tensor, shown: Tensor, drawn: Tensor, captions: Sequence[str], gradient: bool) -> Request:
         repeated = [caption for caption in captions for _ in range(drawn.shape[1])]
         return Request(self.pool.submit(pixels.flatten(0, 1), repeated, gradient), drawn)
 

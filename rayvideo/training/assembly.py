@@ -61,8 +61,7 @@ def assemble(
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
     clock = Clock(device)
     reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
-    kind = objectives.resolve(recipe.training.objective)
-    objective = kind(recipe, objectives.options_of(recipe), model, table.unconditional(), clock, reward.shown)
+    objective = objectives.build(recipe, model, table.unconditional(), clock, reward.shown)
     engine = make_engine(adapted, objective)
     model.denoiser = engine.denoiser
     trainer = Trainer(recipe, objective, table, reward, engine, clock, rank=rank)

@@ -10,23 +10,22 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from peft import PeftModel
 from ray.train.v2._internal.execution import context as train_context
 
 from rayvideo.data.storage import join
 from rayvideo.evaluation.judge import sights
 from rayvideo.evaluation.previews import Previews
-from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora, pairs, parameter_count
-from rayvideo.precision import DTYPES
+from rayvideo.models.lora import pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.runs.journal import Journal
 from rayvideo.runs.news import Reporter
-from rayvideo.seeding import seed_for
 from rayvideo.tracking import Tracker
-from rayvideo.training.engine import Engine
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.learning import FirstUpdates
-from rayvideo.training.meters import Clock, Pace, gather_over_workers, mean_over_workers
-from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training.meters import Pace, gather_over_workers, mean_over_workers
+from rayvideo.training.objective import Objective
 from rayvideo.training.plan import Plan
 from rayvideo.training.ray_train.preemption import STOP, asked
 from rayvideo.training.ray_train.saver import Saver, agree, load
@@ -44,23 +43,16 @@ def train(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     report = Reporter(plan.board if rank == 0 else None)
-    report.phase("loading the model")
-
-    model = load_model(
-        recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device, parts=("denoiser", "vae")
-    )
-    if recipe.model.checkpointing in ("blocks", "both"):
-        model.enable_checkpointing()
-    adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-    clock = Clock(device)
-    rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
-    engine = Engine(adapted, recipe.training, rollout.passes)
-    model.denoiser = engine.denoiser
     report.phase("looking for checkpoints")
     start = agree(plan, rank, workers)
+    report.phase("loading the model")
+
+    def make_engine(adapted: PeftModel, objective: Objective[Any]) -> DeepSpeedEngine:
+        return DeepSpeedEngine(adapted, recipe.training, objective.passes, universal=start.by_others)
+
+    model, adapted, objective, engine, trainer = assemble(recipe, plan.table, plan.pool, device, make_engine, rank=rank)
     best = load(engine, plan, start, rank, workers)
 
-    trainer = trainer_for(rollout, recipe, plan.table, plan.pool, engine, clock, rank=rank)
     tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
@@ -76,7 +68,7 @@ def train(config: dict[str, Any]) -> None:
     pace = Pace()
     report.phase("first step (warming up)")
     saver = Saver(engine, plan, start, rank, workers)
-    first = FirstUpdates(recipe.training.objective, done=start.step > 0)
+    first = FirstUpdates(objective.patience, done=start.step > 0)
     try:
         for step in range(start.step + 1, recipe.training.steps + 1):
             began = time.monotonic()

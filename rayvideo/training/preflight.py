@@ -16,10 +16,9 @@ from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef, find_run, open_experiment
+from rayvideo.training import objectives
 
 logger = logging.getLogger(__name__)
-
-GRADIENT_OBJECTIVES = ("reward", "draft")
 
 
 def check(recipe: Recipe) -> None:
@@ -28,14 +27,15 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: one that names the key or the file, and what is allowed.
     """
+    objective = objectives.check(recipe)
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        kind, objective = check_judge(key, judge), recipe.training.objective
-        if objective in GRADIENT_OBJECTIVES and not kind.differentiable:
+        kind = check_judge(key, judge)
+        if objective.needs_gradient and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
                 "evaluation.judges, and train on a judge whose class says differentiable = True; or set "
-                f"training.objective {objective!r} to 'rwr' or 'ddpo', which need none"
+                f"training.objective {recipe.training.objective!r} to {_without_gradient()}, which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
         check_judge(f"evaluation.judges.{number}", judge)
@@ -48,6 +48,12 @@ def check(recipe: Recipe) -> None:
     else:
         open_prepared(recipe)
     _check_model(recipe)
+
+
+def _without_gradient() -> str:
+    """The objectives that learn from scores alone, as a message names them."""
+    free = [name for name in objectives.names() if not objectives.resolve(name).needs_gradient]
+    return " or ".join(map(repr, free))
 
 
 def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:

@@ -104,9 +104,7 @@ class Sampled(Objective[OptionsT]):
         start = dist.get_rank() * len(mine)
         return weights[start : start + len(mine)].split([len(one) for one in rewards])
 
-    def _replay(
-        self, step: int, update: int, samples: Sequence[Sample], weights: Sequence[Tensor]
-    ) -> Iterator[Loss]:
+    def _replay(self, step: int, update: int, samples: Sequence[Sample], weights: Sequence[Tensor]) -> Iterator[Loss]:
         """The losses of an update's passes, micro-batch by micro-batch."""
         for sample, counts in zip(samples, weights, strict=True):
             for number in range(update * self.passes, (update + 1) * self.passes):

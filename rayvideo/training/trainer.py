@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 

@@ -191,7 +191,7 @@ def test_parts_of_different_models_are_refused(tiny_pipeline, tiny_judge, tmp_pa
         (
             {"reward__judges__0__type": f"{__name__}:Ungraded", "training": {"objective": "draft"}},
             RecipeError,
-            r"gives no gradient .* set training\.objective 'draft' to 'rwr' or 'ddpo', which need none",
+            r"gives no gradient .* set training\.objective 'draft' to 'ddpo' or 'rwr', which need none",
         ),
         (
             {"reward__judges__0__options": {"verson": "2.0"}},

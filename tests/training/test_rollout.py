@@ -14,9 +14,10 @@ from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Lora
+from rayvideo.training import objectives
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.meters import Clock
-from rayvideo.training.rollout import Editor
+from rayvideo.training.objective import Objective
 
 EMPTY = torch.zeros(1, 48, 32)
 
@@ -50,9 +51,13 @@ def model(tiny_pipeline: Path) -> VideoModel:
     return loaded
 
 
+def objective_of(recipe: Recipe, model: VideoModel) -> Objective[Any]:
+    return objectives.build(recipe, model, EMPTY, Clock(torch.device("cpu")))
+
+
 def edit(recipe: Recipe, model: VideoModel, batch: Batch, step: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
-    edited = Editor(recipe, model, EMPTY, Clock(torch.device("cpu")))(batch, step, first)
-    return edited.pixels, edited.indices
+    edited = objective_of(recipe, model).make(batch, step, first)
+    return edited.pixels, edited.drawn
 
 
 def test_a_clip_depends_on_its_place_in_the_step_alone(model):
@@ -108,7 +113,7 @@ def test_recomputing_changes_nothing(tiny_pipeline, model, checkpointing):
 def test_saturated_pixels_are_counted_and_clamped(model):
     bright = clips(1)
     loud = Batch(bright.ids, bright.videos, bright.captions, bright.mean * 50, bright.logvar, bright.embeddings)
-    edited = Editor(recipe_with(), model, EMPTY, Clock(torch.device("cpu")))(loud, 1, 0)
+    edited = objective_of(recipe_with(), model).make(loud, 1, 0)
     assert 0 <= edited.saturation <= 1
     assert edited.pixels.min() >= 0
     assert edited.pixels.max() <= 1

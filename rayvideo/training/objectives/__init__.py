@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from torch import Tensor
 
 from rayvideo.errors import RecipeError
+from rayvideo.models.base import VideoModel
 from rayvideo.own_modules import resolve_name
 from rayvideo.sections import Section
+from rayvideo.training.meters import Clock
 from rayvideo.training.objective import Objective
 
 if TYPE_CHECKING:
@@ -63,7 +67,20 @@ def options_of(recipe: Recipe) -> Section:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("training.objective_options", *first["loc"])))
-        raise RecipeError(f"{key}: {first['input']!r} is not allowed by {training.objective!r}: {first['msg']}") from None
+        raise RecipeError(
+            f"{key}: {first['input']!r} is not allowed by {training.objective!r}: {first['msg']}"
+        ) from None
+
+
+def build(
+    recipe: Recipe,
+    model: VideoModel,
+    unconditional: Tensor,
+    clock: Clock,
+    shown: Callable[[Tensor], Tensor] = lambda drawn: drawn,
+) -> Objective[Any]:
+    """The recipe's objective, ready to make clips; see `Objective`. By default the frames drawn are those shown."""
+    return resolve(recipe.training.objective)(recipe, options_of(recipe), model, unconditional, clock, shown)
 
 
 def check(recipe: Recipe) -> type[Objective[Any]]:

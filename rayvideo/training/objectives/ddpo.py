@@ -109,6 +109,4 @@ class Ddpo(Sampled[DdpoOptions]):
         """Mean and standard deviation of step `number` of the chain."""
         timesteps, levels = self._chain
         predicted = predict(latents, timesteps[number].to(latents.device)).to(latents.dtype)
-        return self._model.schedule.step(
-            latents, predicted, levels[number], levels[number + 1], self._options.eta
-        )
+        return self._model.schedule.step(latents, predicted, levels[number], levels[number + 1], self._options.eta)

@@ -32,7 +32,7 @@ from rayvideo.runs.checkpoints import (
     upload,
 )
 from rayvideo.runs.journal import Best
-from rayvideo.training.engine import Engine
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.plan import Plan
 from rayvideo.training.rng import load_rng, save_rng
@@ -55,6 +55,8 @@ class Start(NamedTuple):
     """Which start of workers this is in the run's life, from 1."""
     token: str
     """Tells this attempt's files from those of any other."""
+    by_others: bool
+    """Whether another number of workers wrote what they go on from."""
     said: str
     """Step, workers, reason and refused checkpoints, in words."""
 
@@ -73,11 +75,12 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
         reasons = [one.why for one in refused]
         attempt = begin_attempt(plan.run_folder, plan.call, plan.why, step, workers, reasons)
         # Plain, because Ray Train's actor in between reads it: for a `Start` that would import this file and torch.
-        start = (step, attempt.number, uuid.uuid4().hex[:8], str(attempt))
+        by_others = good is not None and good.state["workers"] != workers
+        start = (step, attempt.number, uuid.uuid4().hex[:8], by_others, str(attempt))
     return Start(*broadcast_from_rank_zero(start))
 
 
-def load(engine: Engine, plan: Plan, start: Start, rank: int, workers: int) -> Best | None:
+def load(engine: DeepSpeedEngine, plan: Plan, start: Start, rank: int, workers: int) -> Best | None:
     """Bring a worker to where `start` says, and return the best checkpoint so far."""
     if start.step == 0:
         return None
@@ -119,7 +122,7 @@ class Saver:
     Ray Train waits for the last one at the end of the loop. All workers must save equally often.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, start: Start, rank: int, workers: int) -> None:
+    def __init__(self, engine: DeepSpeedEngine, plan: Plan, start: Start, rank: int, workers: int) -> None:
         self._engine = engine
         self._plan = plan
         self._start = start
