@@ -139,7 +139,7 @@ def test_the_judges_gradient_makes_clips_brighter(tiny_pipeline, table, training
     ("training", "steps"),
     [
         ({"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}, 12),
-        ({"objective": "rwr", "batch_size": 32, "lr": 0.005, "rwr": {"updates": 10, "temperature": 0.5}}, 10),
+        ({"objective": "rwr", "batch_size": 32, "lr": 0.005, "rwr": {"updates": 10, "temperature": 0.5}}, 6),
     ],
     ids=["ddpo", "rwr"],
 )
