@@ -118,7 +118,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        model = load_model(runs[0][1].model.path)
+        model = load_model(runs[0][1].model.path, family=runs[0][1].model.family)
         table = drawn_table(model, arguments.clips, Path(folder))
         embeddings = embed_captions(model, [caption for texts in captions.values() for caption in texts])
         for name, recipe in runs:
@@ -140,7 +140,12 @@ def main() -> None:
 
 def _train(recipe: Recipe, table: LatentTable, budget_s: float) -> tuple[VideoModel, int]:
     """Train for as long as the budget lasts; the tuned model, and how many steps that were."""
-    model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], parts=("denoiser", "vae"))
+    model = load_model(
+        recipe.model.path,
+        family=recipe.model.family,
+        dtype=DTYPES[recipe.training.precision],
+        parts=("denoiser", "vae"),
+    )
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
     clock = Clock(model.device)
     rollout = rollout_for(recipe, model, table.unconditional(), clock)

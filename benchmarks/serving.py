@@ -73,10 +73,10 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        table = drawn_table(load_model(recipe.model.path), 16, Path(folder))
+        table = drawn_table(load_model(recipe.model.path, family=recipe.model.family), 16, Path(folder))
         pool = RewardPool(recipe.reward.judges)
         pool.wait_until_ready()
-        model = load_model(recipe.model.path, parts=("denoiser", "vae"))
+        model = load_model(recipe.model.path, family=recipe.model.family, parts=("denoiser", "vae"))
         adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
         clock = Clock(model.device)
         rollout = rollout_for(recipe, model, table.unconditional(), clock)

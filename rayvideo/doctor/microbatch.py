@@ -70,7 +70,9 @@ def examine(recipe: Recipe, table: LatentTable, pool: RewardPool, device: torch.
     """Run the step; what it says of saturation, of the adapter's gradient, and of memory."""
     recipe = shortened(recipe)
     dtype = recipe.training.precision
-    model = load_model(recipe.model.path, dtype=DTYPES[dtype], device=device, parts=("denoiser", "vae"))
+    model = load_model(
+        recipe.model.path, family=recipe.model.family, dtype=DTYPES[dtype], device=device, parts=("denoiser", "vae")
+    )
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     model.denoiser = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))

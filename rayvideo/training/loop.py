@@ -47,7 +47,11 @@ def train(config: dict[str, Any]) -> None:
     report.phase("loading the model")
 
     model = load_model(
-        recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device, parts=("denoiser", "vae")
+        recipe.model.path,
+        family=recipe.model.family,
+        dtype=DTYPES[recipe.training.precision],
+        device=device,
+        parts=("denoiser", "vae"),
     )
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
