@@ -49,7 +49,7 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
         ModelError: if one of `options.targets` names no layer, or one that can't get a pair.
     """
     for target in options.targets:
-        meant = [module for name, module in denoiser.named_modules() if _ends(name, target)]
+        meant = [module for name, module in denoiser.named_modules() if means(target, name)]
         if not meant:
             raise ModelError(
                 f"model.lora.targets: no layer of the denoiser is called {target!r}; its layers are {_layers(denoiser)}"
@@ -69,7 +69,7 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
-    if unbound := [target for target in options.targets if not any(_ends(name, target) for name in pairs(adapted))]:
+    if unbound := [target for target in options.targets if not any(means(target, name) for name in pairs(adapted))]:
         raise ModelError(f"model.lora.targets: PEFT put no pair on the layers called {unbound[0]!r}")
     return adapted
 
@@ -96,8 +96,8 @@ def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
         raise ModelError(UNTRAINED.format(what))
 
 
-def _ends(name: str, target: str) -> bool:
-    """Whether a target of PEFT's means the layer of this name."""
+def means(target: str, name: str) -> bool:
+    """Whether a target of PEFT's means the layer of this name: it is the whole name, or its last words."""
     return name == target or name.endswith(f".{target}")
 
 
