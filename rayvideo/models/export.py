@@ -54,7 +54,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     try:
         config = PeftConfig.from_pretrained(folder)
         tensors = load_file(folder / WEIGHTS)
-    except Exception as error:  # what PEFT makes of a damaged configuration may be anything
+    except Exception as error:  # a damaged configuration may make PEFT raise anything
         raise ModelError(f"{folder}: no adapter that can be read (adapter_config.json, {WEIGHTS}): {error}") from error
     plain = isinstance(config, LoraConfig) and not (
         config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern or config.lora_bias
@@ -74,9 +74,9 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse half pairs, matrices of another rank than the scale is of, and layers that were asked for and lack.
+    """Refuse a matrix without its counterpart, a matrix of another rank than r, and a target without any matrices.
 
-    A program that reads LoRA without the model would drop them, or scale them wrongly, and not say so.
+    Other programs would leave such layers out, or scale them wrongly, and not say so.
     """
     if not config.lora_alpha or not math.isfinite(config.lora_alpha):
         raise ModelError(

@@ -143,11 +143,11 @@ class ModelScope(VideoModel):
 
 
 def enable_checkpointing(unet: nn.Module) -> None:
-    """Gradient checkpointing for the 3D UNet, which diffusers lacks: each residual, temporal convolution and attention
-    block keeps its inputs only and runs again in the backward pass. Outputs and gradients stay the same, bit for bit.
+    """Gradient checkpointing for the 3D UNet, which diffusers does not offer for it: each block keeps only its inputs
+    and runs again in the backward pass. Outputs and gradients stay the same, bit for bit.
     """
     for block in blocks(unet):
-        # ZeRO-3 shows partitioned weights to the determinism check, which would refuse them.
+        # The determinism check compares shapes; under ZeRO-3 partitioned weights have other ones the second time.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, determinism_check="none")
 
 
@@ -160,8 +160,8 @@ def blocks(unet: Any) -> list[nn.Module]:
 def load_schedule(path: str | Path) -> DDIMScheduler:
     """The noise schedule of a pipeline folder or hub id, which must be written as a DDIMScheduler that predicts noise.
 
-    The chain takes DDIM's steps. Other classes are other solvers, some of them of the same noise levels, and with
-    defaults of their own; whether they may be read as DDIM, only who knows the model can say (docs/checkpoints.md).
+    The chain takes DDIM's steps. Other scheduler classes are other solvers. Some have the same noise levels, but
+    whether a model's may be read as DDIM's depends on how it was trained, which no file says (docs/checkpoints.md).
 
     Raises:
         ModelError: naming its class, or the settings that the chain does not follow.
