@@ -50,7 +50,7 @@ def main() -> None:
         f"editing.guidance={arguments.guidance}",
     ]
     recipe = load_recipe(RECIPE, overrides)
-    model = load_model(recipe.model.path)
+    model = load_model(recipe.model.path, family=recipe.model.family)
     with TemporaryDirectory() as folder:
         table = drawn_table(model, arguments.captions, Path(folder))
         model.denoiser = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))

@@ -72,7 +72,7 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        table = drawn_table(load_model(recipe.model.path), 16, Path(folder))
+        table = drawn_table(load_model(recipe.model.path, family=recipe.model.family), 16, Path(folder))
         pool = RewardPool(recipe.reward.judges)
         pool.wait_until_ready()
         trainers = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import check, order, produce
@@ -22,6 +22,7 @@ from rayvideo.settling import settle
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"--out": args.out})
     adapter = args.adapter and absolute(args.adapter)
     check(recipe, args.captions, adapter, merge=args.merge)

@@ -37,6 +37,7 @@ def make_importable(recipe: Recipe, file: str | Path) -> None:
     types = [judge.type for judge in (*recipe.reward.judges, *recipe.evaluation.judges)]
     types += [features.type] if features else []
     types.append(recipe.training.objective)
+    types += [recipe.model.family] if recipe.model.family else []
     named = [kind.partition(":")[0].partition(".")[0] for kind in types if ":" in kind]
     folders = [Path(file).expanduser().parent.resolve(), Path.cwd().resolve()]
     os.environ.pop(PLACES, None)  # of another recipe

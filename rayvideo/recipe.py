@@ -73,11 +73,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.data.frames % self.reward.segments:
-            allowed = [s for s in range(1, self.data.frames + 1) if self.data.frames % s == 0]
+        if self.reward.segments > self.data.frames:
             raise ValueError(
-                f"reward.segments {self.reward.segments} does not divide data.frames {self.data.frames}; "
-                f"allowed: {allowed}"
+                f"reward.segments {self.reward.segments} is more than data.frames {self.data.frames}, and each segment "
+                f"needs a frame; allowed: 1 to {self.data.frames}"
             )
         names = [j.name for j in (*self.reward.judges, *self.evaluation.judges)]
         if twice := sorted({n for n in names if names.count(n) > 1}):

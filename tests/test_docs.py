@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -59,6 +60,7 @@ PYTHON = [
     ("README.md", "python", "(Reward)"),
     ("docs/rewards.md", "python", "(Reward)"),
     ("docs/checkpoints.md", "python", "LoraUNet"),
+    ("docs/models.md", "python", "(ModelScope)"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
 ]
 """Blocks that tests run; the last one's is tests/models/test_shapes.py."""
@@ -283,6 +285,29 @@ def test_rewards_page_shows_a_working_reward(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(RecipeError, match=message):
             check_judge("judges", judge.model_copy(update={"options": options}))
     monkeypatch.delitem(sys.modules, "my_rewards")
+
+
+def test_models_page_shows_a_working_family(
+    tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_family.py").write_text(block_of(*PYTHON[4]))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_family", raising=False)
+    family = yaml.safe_load(block_of("docs/models.md", "yaml"))["model"]["family"]
+    shutil.copytree(tiny_pipeline, tmp_path / "model")
+    file = tmp_path / "model" / "vae" / "config.json"
+    statistics = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | statistics))
+    model = load_model(tmp_path / "model", family=family, parts=("vae",))
+    mean = torch.ones(1, 4, 2, 8, 8)
+    latents = model.posterior(mean, mean).mode()
+    torch.testing.assert_close(latents[0, :, 0, 0, 0], torch.tensor([0.9, 0.4, 0.7 / 3, 0.15]))
+    with torch.no_grad():
+        decoded = model.decode_frames(latents)
+        torch.testing.assert_close(
+            decoded[0], load_model(tiny_pipeline, parts=("vae",)).decode_frames(0.18215 * mean)[0]
+        )
+    monkeypatch.delitem(sys.modules, "my_family")
 
 
 # Figures

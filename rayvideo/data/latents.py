@@ -22,6 +22,7 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.debug import log_once
 
+from rayvideo import sections
 from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.storage import join, locate, replacing
@@ -53,7 +54,7 @@ def check(recipe: Recipe) -> None:
         RecipeError, ManifestError, ModelError: naming the thing and what is allowed.
     """
     _entries(recipe)
-    load_model(recipe.model.path, device="meta", parts=("text",))
+    load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
     _latent_shape(recipe)
 
 
@@ -150,7 +151,7 @@ def _entries(recipe: Recipe) -> list[Entry]:
 
 def _latent_shape(recipe: Recipe) -> tuple[int, ...]:
     data = recipe.data
-    vae = load_model(recipe.model.path, device="meta", parts=("vae",))
+    vae = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("vae",))
     return vae.latent_shape(data.frames, data.height, data.width)
 
 
@@ -202,7 +203,7 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
     data = recipe.data
     return dataset.map_batches(
         encoder,
-        fn_constructor_args=(recipe.model.path, "cuda" if data.encoder_gpus else "cpu", *arguments),
+        fn_constructor_args=(recipe.model, "cuda" if data.encoder_gpus else "cpu", *arguments),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=data.encoders),
@@ -215,8 +216,8 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
 class _ClipEncoder:
     """Actor: frames to the mean and log-variance of the VAE's posterior."""
 
-    def __init__(self, model: str, device: str, shape: tuple[int, ...]) -> None:
-        self._model = load_model(model, device=device, parts=("vae",))
+    def __init__(self, model: sections.Model, device: str, shape: tuple[int, ...]) -> None:
+        self._model = load_model(model.path, family=model.family, device=device, parts=("vae",))
         self._shape = shape
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -236,8 +237,8 @@ class _ClipEncoder:
 class _CaptionEncoder:
     """Actor: captions to prompt embeddings."""
 
-    def __init__(self, model: str, device: str) -> None:
-        self._model = load_model(model, device=device, parts=("text",))
+    def __init__(self, model: sections.Model, device: str) -> None:
+        self._model = load_model(model.path, family=model.family, device=device, parts=("text",))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         embeddings = self._model.encode_prompts(table["caption"].to_pylist())

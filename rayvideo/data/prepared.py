@@ -20,6 +20,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from rayvideo import sections
 from rayvideo.data.manifest import Entry
 from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
@@ -78,7 +79,7 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     data = recipe.data
     numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
     listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
-    return {"model": model_digest(recipe.model.path, ENCODING_PARTS), **numbers, **listed}
+    return {"model": model_digest(recipe.model, ENCODING_PARTS), **numbers, **listed}
 
 
 class Prepared(NamedTuple):
@@ -143,17 +144,20 @@ def _compare(folder: str, summary: dict[str, Any], expected: dict[str, Any]) -> 
     found = summary.get("fingerprint")
     if not isinstance(found, dict) or not expected.keys() <= found.keys():
         raise DataError(f"{folder!r}: its summary.json does not say what it was prepared with; {ANEW}")
-    digests = {"manifest": "another list of clips", "model": "another VAE or text tower"}
+    digests = {"manifest": "another list of clips", "model": "another VAE or text tower, or by another model.family"}
     for key, value in expected.items():
         if found[key] != value:
             what = digests.get(key, f"data.{key} {found[key]}, not {value}")
             raise DataError(f"{folder!r} was prepared with {what}; prepare into another folder")
 
 
-def model_digest(path: str, parts: Sequence[str]) -> str:
-    """Digest of the folders of these parts of a model; of a model on the hub, its id."""
-    if not Path(path).is_dir():
-        return path
+def model_digest(model: sections.Model, parts: Sequence[str]) -> str:
+    """Digest of the folders of these parts of a model, or the id of one on the hub; and the family, if one is set."""
+    content = _folders_digest(Path(model.path), parts) if Path(model.path).is_dir() else model.path
+    return f"{model.family} {content}" if model.family else content
+
+
+def _folders_digest(path: Path, parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for file in sorted(Path(path, part).rglob("*")):

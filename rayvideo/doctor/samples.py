@@ -48,14 +48,14 @@ def sample(recipe: Recipe, device: torch.device) -> tuple[Samples, LatentTable]:
     Raises:
         DataError: none of the clips that were tried can be read.
     """
-    vae = load_model(recipe.model.path, device=device, parts=("vae",))
+    vae = load_model(recipe.model.path, family=recipe.model.family, device=device, parts=("vae",))
     chosen = torch.linspace(0, recipe.data.frames - 1, FRAMES_PER_CLIP + 2).long()[1:-1]
     if recipe.data.prepared is not None:
         table = open_prepared(recipe)
         batch = table.rows(_order(recipe, len(table))[:CLIPS])
         latents = vae.posterior(batch.mean.to(device), batch.logvar.to(device))
         with torch.no_grad():
-            frames = vae.decode_frames(latents.scale * latents.mean, chosen.expand(len(batch.ids), -1))
+            frames = vae.decode_frames(latents.mode(), chosen.expand(len(batch.ids), -1))
         return Samples(frames.clamp(0, 1).cpu(), batch.captions, "decoded from data.prepared"), table
     entries, clips = _read(recipe)
     pixels = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255
@@ -106,7 +106,7 @@ def _encode(recipe: Recipe, vae: VideoModel, entries: Sequence[Entry], pixels: T
         }
     )
     texts = ["", *dict.fromkeys(entry["caption"] for entry in entries)]
-    embeddings = load_model(recipe.model.path, parts=("text",)).encode_prompts(texts)
+    embeddings = load_model(recipe.model.path, family=recipe.model.family, parts=("text",)).encode_prompts(texts)
     captions = ray.put(pa.table({"caption": texts, "embedding": tensor_array(embeddings.float().numpy())}))
     block, rejected = ray.put(clips), list[Rejected]()
     return LatentTable(

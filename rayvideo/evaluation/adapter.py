@@ -29,7 +29,7 @@ def check_generator(recipe: Recipe, adapter: str | None) -> None:
     for name in ADAPTER_FILES if adapter else ():
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
-    model, data = load_model(recipe.model.path, device="meta"), recipe.data
+    model, data = load_model(recipe.model.path, family=recipe.model.family, device="meta"), recipe.data
     model.latent_shape(data.frames, data.height, data.width)
     if adapter is not None:
         check_adapter(model, adapter)

@@ -48,7 +48,7 @@ def settings(recipe: Recipe, adapter: str | None, *, merge: bool) -> dict[str, A
     """Everything that a clip depends on, besides caption, seed and steps."""
     data = recipe.data
     return {
-        "model": model_digest(recipe.model.path, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+        "model": model_digest(recipe.model, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
         "adapter": [digest(read_bytes(join(adapter, name))) for name in ADAPTER_FILES] if adapter else None,
         "merged": merge,
         "precision": recipe.training.precision,

@@ -39,7 +39,7 @@ def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
     if not captions:
         return {}
     logger.info("embedding %d captions of previews", len(captions))
-    return embed_captions(load_model(recipe.model.path, parts=("text",)), captions)
+    return embed_captions(load_model(recipe.model.path, family=recipe.model.family, parts=("text",)), captions)
 
 
 class Previews:

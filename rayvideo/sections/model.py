@@ -23,6 +23,11 @@ class Model(Section):
     """The text-to-video model that is tuned."""
 
     path: FilePath = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
+    family: str | None = Field(
+        None,
+        description="Your own 'module:Class' that loads and runs the model (docs/models.md); default: by the pipeline "
+        "that model_index.json names.",
+    )
     lora: Lora = Lora()
     checkpointing: Literal["none", "step", "blocks", "both"] = Field(
         "blocks",

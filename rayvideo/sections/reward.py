@@ -72,8 +72,15 @@ class Rewards(Section):
     """How a video is judged (paper §4.2, Eq. 6-8)."""
 
     judges: tuple[Judge, ...] = Field(min_length=1, description="Judges that send gradients; their sum is the reward.")
-    segments: Positive = Field(4, description="Segments S; one frame of each is judged (SegVR).")
+    segments: Positive = Field(
+        4, description="Segments S of a clip, at most data.frames; one frame of each is judged (SegVR)."
+    )
     attenuation: float = Field(1.0, ge=0, description="Rate lambda of the decay away from the middle frame (TAR).")
+    attenuation_unit: Literal["frame", "clip"] = Field(
+        "frame",
+        description="What attenuation is per: 'frame' as in the paper; 'clip' scales it by 16 / data.frames, so that "
+        "longer clips keep the shape that the decay has in the paper's 16 frames.",
+    )
     clamp: Literal["straight_through", "hard"] = Field(
         "straight_through", description="How pixels are clamped to [0, 1]; 'hard' (the release's) kills their gradient."
     )

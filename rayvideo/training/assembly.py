@@ -54,7 +54,11 @@ def assemble(
         UserError: what the recipe names can't be loaded, or does not fit together.
     """
     model = load_model(
-        recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device, parts=("denoiser", "vae")
+        recipe.model.path,
+        family=recipe.model.family,
+        dtype=DTYPES[recipe.training.precision],
+        device=device,
+        parts=("denoiser", "vae"),
     )
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()

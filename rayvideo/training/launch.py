@@ -232,7 +232,10 @@ def _finish(
     logger.info("keeping the adapter of step %d", newest.step)
     with fetched(newest.folder) as files:
         # What others will load binds to this model, every tensor of it, and changes something.
-        check_adapter(load_model(recipe.model.path, device="meta", parts=("denoiser",)), str(files / "adapter"))
+        check_adapter(
+            load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("denoiser",)),
+            str(files / "adapter"),
+        )
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
     steps = read_lines(join(folder, "metrics.jsonl"))

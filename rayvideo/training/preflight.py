@@ -75,7 +75,7 @@ def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
 def _check_model(recipe: Recipe) -> None:
     """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
     data = recipe.data
-    model = load_model(recipe.model.path, device="meta", parts=("denoiser", "vae"))
+    model = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("denoiser", "vae"))
     try:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
@@ -83,7 +83,8 @@ def _check_model(recipe: Recipe) -> None:
     adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if data.manifest is not None or shown(recipe):
-        width = load_model(recipe.model.path, device="meta", parts=("text",)).prompt_shape[1]
+        text = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
+        width = text.prompt_shape[1]
         if width != model.prompt_width:
             raise ModelError(
                 f"{recipe.model.path}: the text tower's embeddings are {width} wide, the denoiser takes "
