@@ -62,8 +62,9 @@ PYTHON = [
     ("docs/checkpoints.md", "python", "LoraUNet"),
     ("docs/models.md", "python", "(ModelScope)"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
+    ("docs/objectives.md", "python", "EarlyLook"),
 ]
-"""Blocks that tests run; the last one's is tests/models/test_shapes.py."""
+"""Blocks that tests run; the last ones' are tests/models/test_shapes.py and tests/training/objectives/test_own.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
 
 

@@ -33,11 +33,12 @@ def test_steps_are_diffusers(predicts, eta):
     scheduler.set_timesteps(20)
     for number, timestep in enumerate(chain.timesteps):
         noise = torch.randn_like(latents)
-        mean, sigma = schedule.step(latents, wavy(latents, timestep), *chain.levels[number : number + 2], eta)
-        assert sigma == schedule.deviation(*chain.levels[number : number + 2], eta)
+        now, then = chain.levels[number : number + 2]
+        mean, sigma = schedule.step(latents, wavy(latents, timestep), now, then, eta)
+        assert sigma == schedule.deviation(now, then, eta)
         stepped = scheduler.step(wavy(latents, timestep), timestep, latents, eta=eta, variance_noise=noise)
         torch.testing.assert_close(mean + sigma * noise, stepped.prev_sample, atol=1e-5, rtol=1e-5)
-        clean = schedule.clean(latents, wavy(latents, timestep), chain.levels[number])
+        clean = schedule.clean(latents, wavy(latents, timestep), now)
         torch.testing.assert_close(clean, stepped.pred_original_sample, atol=1e-4, rtol=1e-5)
         latents = stepped.prev_sample
 

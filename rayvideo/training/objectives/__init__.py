@@ -61,6 +61,11 @@ def options_of(recipe: Recipe) -> Section:
     """
     training, kind = recipe.training, resolve(recipe.training.objective)
     if training.objective in names():
+        if training.objective_options:
+            raise RecipeError(
+                f"training.objective_options {training.objective_options} is for objectives of your own; the options of "
+                f"{training.objective!r} stand in training.{training.objective}, if it has any"
+            )
         return getattr(training, training.objective, kind.Options())
     try:
         return kind.Options.model_validate(training.objective_options)
