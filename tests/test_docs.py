@@ -28,8 +28,9 @@ from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.recipe import load_recipe, parse_recipe
 from rayvideo.rewards import Reward, check_judge, load_reward, options_of, resolve
-from rayvideo.rewards.base import BUILT_IN, check_options
 from rayvideo.rewards.hpsv2 import RELEASES
+from rayvideo.rewards.loading import BUILT_IN
+from rayvideo.rewards.options import check_options
 from rayvideo.runs.folder import figures
 from rayvideo.sections import Lora
 from tests.documents import ROOT, Block, Command, block_of, blocks, commands

@@ -14,7 +14,7 @@ import rayvideo
 from rayvideo.rewards import RewardError, load_reward
 from rayvideo.rewards.pixels import resize_frames
 from rayvideo.sections import Judge
-from rayvideo.serving.judging import judge_frames
+from rayvideo.serving.judging import judge_items
 from rayvideo.serving.wire import decode, encode
 from tests.cluster.judges import Brightness
 
@@ -48,7 +48,7 @@ def test_a_row_does_not_depend_on_place_and_neighbours(kind: str, gradient: bool
 
     def judged(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         # A new judge each time: it must not matter which captions it has met before, and with which others.
-        return judge_frames(load_reward(judge), pixels[rows].numpy(), [captions[i] for i in rows], gradient, CPU)
+        return judge_items(load_reward(judge), pixels[rows].numpy(), [captions[i] for i in rows], gradient, CPU)
 
     scores, slopes = judged(torch.arange(19))
     for rows in (order, order[:3], order[5:13]):
@@ -101,7 +101,7 @@ def test_what_is_no_score_is_told_with_judge_class_and_type(form: str):
     reward = load_reward(Judge(name="mine", type=f"{__name__}:Returning", checkpoint=form))
     wanted = rf"^judge 'mine' \(score\(\) of Returning\) returned {RETURNED[form][1]}.*; allowed: a tensor \[8\], one"
     with pytest.raises(RewardError, match=wanted):
-        judge_frames(reward, frames(2).numpy(), ["cat", "dog"], True, CPU)
+        judge_items(reward, frames(2).numpy(), ["cat", "dog"], True, CPU)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -123,5 +123,5 @@ def test_the_wire_keeps_what_its_precision_can(precision):
 def test_mistakes_are_told_with_the_judges_own_code(kind: str, prompt: str, message: str):
     reward = load_reward(Judge(name="broken", type=f"{HERE}:{kind}"))
     with pytest.raises(RewardError, match=message) as raised:
-        judge_frames(reward, frames(2).numpy(), ["cat", prompt], True, CPU)
+        judge_items(reward, frames(2).numpy(), ["cat", prompt], True, CPU)
     assert "judging.py" not in str(raised.value)
