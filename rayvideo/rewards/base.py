@@ -64,10 +64,11 @@ class Reward(nn.Module, ABC):
         """
 
     @abstractmethod
-    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, frames: Tensor, prompts: Sequence[str], *args: Any, **more: Any) -> Tensor:
         """Scores [N] in fp32 of frames [N, 3, H, W] in [0, 1] against their N prompts; a higher score is better.
 
-        A frame's score must not depend on the others: frames of several callers may come together.
+        A frame's score must not depend on the others: frames of several callers may come together. There are no further
+        arguments: to type checkers, their places say that a `ClipJudge` takes one more.
         """
 
 

@@ -35,7 +35,7 @@ class ClipJudge(Reward):
     """What "bicubic" does with clips of another shape than `size`."""
 
     @abstractmethod
-    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:  # type: ignore[override]
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
         """Scores [N] in fp32 of clips [N, F', 3, H, W] in [0, 1] against their N prompts; a higher score is better.
 
         A clip's score must not depend on the others: clips of several callers may come together.
