@@ -15,6 +15,9 @@ from rayvideo.rewards import ClipJudge, Reward
 class Steady(ClipJudge):
     """How little changes in a second: its gradient differs from frame to frame."""
 
+    reads_captions = False
+    prefers_clean = False
+
     @classmethod
     def load(
         cls, checkpoint: str | None, *, fps: Any = None, frames: Any = None, size: Any = None, **options: Any

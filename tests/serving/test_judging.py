@@ -59,6 +59,24 @@ def test_a_row_does_not_depend_on_place_and_neighbours(kind: str, gradient: bool
             assert np.array_equal(own_slopes, slopes[rows])
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_clip_does_not_depend_on_place_and_neighbours(gradient: bool, tiny_judge: Path):
+    judge = open_clip_judge(tiny_judge).model_copy(update={"type": "tests.doctor.judges:Film"})
+    clips, captions = torch.rand(5, 4, 3, 40, 32, generator=torch.Generator().manual_seed(0)), [*CAPTIONS, "a", "b"]
+    times = (0.0, 0.1, 0.2, 0.4)
+
+    def judged(rows: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        chosen = [captions[i] for i in rows]
+        return judge_items(load_reward(judge), clips[rows].numpy(), chosen, gradient, CPU, 2, times)
+
+    scores, slopes = judged([0, 1, 2, 3, 4])
+    for rows in ([3, 0, 4, 2, 1], [2], [4, 1, 3]):
+        own_scores, own_slopes = judged(rows)
+        assert np.array_equal(own_scores, scores[rows])
+        if own_slopes is not None and slopes is not None:
+            assert np.array_equal(own_slopes, slopes[rows])
+
+
 def test_frames_resized_before_are_not_resized_again(tiny_judge: Path):
     for resize in ("bilinear", "bicubic"):
         reward = load_reward(open_clip_judge(tiny_judge, resize=resize))
