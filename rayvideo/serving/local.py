@@ -12,7 +12,7 @@ from rayvideo.rewards.loading import load_reward
 from rayvideo.sections import Judge
 from rayvideo.serving.judging import judge_items, view_of
 from rayvideo.serving.pool import RewardPool, Sent
-from rayvideo.serving.wire import Pixels
+from rayvideo.serving.wire import Pixels, View
 
 
 class LocalPool(RewardPool):
@@ -31,6 +31,9 @@ class LocalPool(RewardPool):
 
     def close(self) -> None:
         """Nothing to end."""
+
+    def _resized(self, items: Tensor, views: Sequence[View]) -> Tensor:
+        return items  # nothing is sent: the judges resize
 
     def _pack(self, items: Tensor) -> Any:
         return items.detach().float().cpu().numpy()

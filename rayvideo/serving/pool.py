@@ -199,7 +199,7 @@ class RewardPool:
             )
         views = self.views
         since = time.perf_counter()
-        items = _resized(items, [views[judge.name] for judge in judges])
+        items = self._resized(items, [views[judge.name] for judge in judges])
         sent = Sent(items, list(prompts), gradient, times, tuple(judges), self._pack(items), since)
         sent.calls = [self._ask(judge, sent) for judge in judges]
         return sent
@@ -222,6 +222,16 @@ class RewardPool:
         size = "x".join(map(str, frames.shape[-2:]))
         told = f"{size} pixels of {frames.min().item():.3f} to {frames.max().item():.3f}"
         return {name: f"{told}, {_resize_of(view)}" for name, view in self.views.items()}
+
+    def _resized(self, items: Tensor, views: Sequence[View]) -> Tensor:
+        """Items as judges with these views look at them, if they agree on that and it is less to send."""
+        size = views[0].size
+        if size is None or any(view != views[0] for view in views):
+            return items
+        if size[0] * size[1] >= items.shape[-2] * items.shape[-1]:
+            return items
+        # The judges' own resize finds nothing left to do.
+        return resize_frames(items.float(), size, cast(Resize, views[0].resize), cast(Framing, views[0].framing))
 
     def _pack(self, items: Tensor) -> Any:
         return ray.put(encode(items, self._wire))
@@ -307,17 +317,6 @@ def _router(**options: Any) -> Any:
     """A router, to be started on the driver's own node: it should not be lost with a judge's."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Router.options(scheduling_strategy=here, **options)  # type: ignore[attr-defined]
-
-
-def _resized(items: Tensor, views: Sequence[View]) -> Tensor:
-    """Items as these judges look at them, if they agree on that and it is less to send."""
-    size = views[0].size
-    if size is None or any(view != views[0] for view in views):
-        return items
-    if size[0] * size[1] >= items.shape[-2] * items.shape[-1]:
-        return items
-    # The judges' own resize finds nothing left to do.
-    return resize_frames(items.float(), size, cast(Resize, views[0].resize), cast(Framing, views[0].framing))
 
 
 def _resize_of(view: View) -> str:

@@ -89,7 +89,7 @@ def test_judges_are_weighted_and_logged_raw(pair: RewardPool):
     assert pending.wait_s > 0
 
 
-def test_clips_and_frames_in_actors_give_the_bits_of_this_process(opened: Open):
+def test_clips_and_frames_in_actors_are_judged_as_in_this_process(opened: Open):
     judges = (
         Judge(name="bright", type="tests.clip_judges:Bright", weight=2.0),
         Judge(name="red", type="tests.clip_judges:redness"),
@@ -108,9 +108,12 @@ def test_clips_and_frames_in_actors_give_the_bits_of_this_process(opened: Open):
 
     pool = pickle.loads(pickle.dumps(opened(*judges)))
     (there, slope), (here, expected) = (ask(pool, ["a", "b", "c"]) for pool in (pool, LocalPool(judges)))
-    assert torch.equal(there.rewards, here.rewards)
-    assert torch.equal(slope, expected)
-    assert (there.gradient_norm, there.cosine, there.micro_batch) == (here.gradient_norm, here.cosine, here.micro_batch)
+    # Not bit for bit: a size is reached before the wire there, and in the judge here.
+    torch.testing.assert_close(there.rewards, here.rewards)
+    torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close((there.scores, there.gradient_norm), (here.scores, here.gradient_norm))
+    assert there.cosine == pytest.approx(here.cosine, abs=1e-5)
+    assert there.micro_batch == here.micro_batch == {"bright": 8, "red": 8, "steady": 2, "faulty": 8}
     assert there.wait_s > 0
     for caption, message in (
         ("nan", r"^judge 'faulty' gave NaN or Inf as score for captions \['nan'\]"),

@@ -20,6 +20,7 @@ HERE = "tests.clip_judges"
 BRIGHT = Judge(name="bright", type=f"{HERE}:Bright", weight=2.0)
 RED = Judge(name="red", type=f"{HERE}:redness", weight=-0.5)
 STEADY = Judge(name="steady", type=f"{HERE}:Steady", weight=3.0, options={"fps": 4})
+WHOLE = Judge(name="whole", type=f"{HERE}:Steady", weight=0.2)
 SMALL = Judge(name="small", type=f"{HERE}:Steady", weight=0.7, options={"frames": 4, "size": [12, 8]})
 FRAMES, FPS = 16, 8.0
 DRAWN = torch.tensor([[1, 4, 9, 15], [3, 5, 8, 12], [0, 6, 10, 14]])
@@ -59,7 +60,7 @@ def in_place(judge: Judge, clips: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize(
     "judges",
-    [(BRIGHT,), (STEADY,), (BRIGHT, RED), (BRIGHT, STEADY), (STEADY, RED, SMALL, BRIGHT)],
+    [(BRIGHT,), (STEADY,), (BRIGHT, RED), (BRIGHT, STEADY), (STEADY, RED, SMALL, BRIGHT), (WHOLE, RED), (SMALL, WHOLE)],
     ids=lambda judges: "+".join(judge.name for judge in judges),
 )
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
@@ -128,7 +129,7 @@ def test_judges_that_are_shown_the_same_share_what_is_sent():
     request = reward.submit(picked(whole_clips(), shown), shown, DRAWN, CAPTIONS, gradient=False)
     names = [[judge.name for judge in sent.judges] for sent in request.sent]
     assert names == [["bright", "red"], ["steady", "other"], ["small"]]
-    assert [list(sent.items.shape) for sent in request.sent] == [[12, 3, 16, 12], [3, 8, 3, 16, 12], [3, 4, 3, 12, 8]]
+    assert [list(sent.items.shape) for sent in request.sent] == [[12, 3, 16, 12], [3, 8, 3, 16, 12], [3, 4, 3, 16, 12]]
     assert request.sent[1].times == (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
@@ -144,8 +145,7 @@ def test_a_judge_without_gradient_serves_where_none_is_asked_for():
         judged(reward_of(lively), whole_clips().requires_grad_(), DRAWN)
 
 
-def test_a_size_is_reached_before_or_behind_the_wire():
-    """Enlarged where the judge is; made smaller where that saves bytes. The judge sees the same."""
+def test_clips_come_to_a_judge_in_its_size():
     for size in ([12, 8], [32, 24]):
         judge = SMALL.model_copy(update={"options": {"size": size}, "resize": "bicubic"})
         seen = load_reward(judge)

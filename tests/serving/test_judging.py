@@ -125,9 +125,10 @@ def test_what_is_no_score_is_told_with_judge_class_and_type(form: str):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_wire_keeps_what_its_precision_can(precision):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    packed = encode(frames(2), precision)
-    assert packed.nbytes == frames(2).numel() * dtype.itemsize
-    assert torch.equal(decode(packed), frames(2).to(dtype).float())
+    for values in (frames(2), frames(4, 16).view(2, 2, 3, 16, 16)):
+        packed = encode(values, precision)
+        assert packed.nbytes == values.numel() * dtype.itemsize
+        assert torch.equal(decode(packed), values.to(dtype).float())
 
 
 @pytest.mark.parametrize(
