@@ -15,13 +15,15 @@ Framing = Literal["letterbox", "crop"]
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int], mode: Resize, framing: Framing = "letterbox") -> Tensor:
-    """Resize [N, 3, H, W] in [0, 1] to `size`, differentiably in either mode.
+    """Resize [..., 3, H, W] in [0, 1] to `size`, differentiably in either mode.
 
     bilinear: no antialias, stretched to `size`. bicubic: antialiased, as `letterbox` or `crop` says. Frames that have
     the size already come back as they are.
     """
     if frames.shape[-2:] == size:
         return frames
+    if frames.ndim != 4:  # of clips, frame by frame
+        return resize_frames(frames.flatten(0, -4), size, mode, framing).unflatten(0, frames.shape[:-3])
     if mode == "bilinear":
         return F.interpolate(frames, size, mode="bilinear", align_corners=False)
     return letterbox(frames, size) if framing == "letterbox" else crop(frames, size)

@@ -1,8 +1,10 @@
-"""How a video is judged from a few of its frames: segmental sampling and attenuation (paper §4.2, Eq. 6-8)."""
+"""Which frames of a clip judges are shown, and how their scores become one: segments, attenuation (§4.2, Eq. 6-8)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -70,3 +72,32 @@ def rate_per_frame(rate: float, unit: Literal["frame", "clip"], num_frames: int)
 def video_reward(frame_scores: Tensor, weights: Tensor) -> Tensor:
     """Reward of each video [B]: mean over its judged frames of weight·score, both [B, S], not normalised (Eq. 8)."""
     return (frame_scores * weights).mean(dim=1)
+
+
+def clip_frames(num_frames: int, clip_fps: float, fps: float | None, frames: int | None) -> tuple[Tensor, Tensor]:
+    """Which frames a judge of clips is shown: their indices [F'], ascending, and their times in seconds [F'].
+
+    With `fps`, the frames that are nearest to 0, 1/fps, 2/fps, … seconds, as far as the clip goes; with `frames` too,
+    so many of them, in a window around the clip's middle. With `frames` alone, the middle frames of as many equal parts
+    of the clip. Without either, all. Above the clip's own `clip_fps`, frames come more than once.
+
+    Raises:
+        ValueError: the clip is too short.
+    """
+    if not ((frames is None or frames > 0) and (fps is None or fps > 0)):
+        raise ValueError(f"asks for {frames} frames at {fps} fps, which can't be")
+    count = frames or num_frames
+    if fps is None:
+        first, apart = Fraction(num_frames, 2 * count) - Fraction(1, 2), Fraction(num_frames, count)
+    else:
+        apart = Fraction(clip_fps) / Fraction(fps)
+        count = frames or math.ceil((num_frames - Fraction(1, 2)) / apart)
+        first = (num_frames - 1 - (count - 1) * apart) / 2 if frames else Fraction(0)
+    # Halves go up; so a window that reaches half a frame before the clip's beginning ends one frame behind its end.
+    if first <= -Fraction(1, 2) or (fps is None and count > num_frames):
+        rate = "" if fps is None else f" at {fps:g} fps"
+        raise ValueError(
+            f"asks for {frames} frames{rate}; a clip of {num_frames} frames at {clip_fps:g} fps is too short"
+        )
+    indices = torch.tensor([math.floor(first + k * apart + Fraction(1, 2)) for k in range(count)])
+    return indices, indices / clip_fps

@@ -30,7 +30,8 @@ class Judge(Section):
     name: Name = Field(description="Name in logs, tables and errors.")
     type: str = Field(
         "hpsv2",
-        description="'hpsv2', 'pickscore', 'clip', 'aesthetic', or your own 'module:Class' (docs/rewards.md).",
+        description="'hpsv2', 'pickscore', 'clip', 'aesthetic', or your own 'module:Class' or 'module:function' "
+        "(docs/rewards.md).",
     )
     checkpoint: FilePath | None = Field(
         None, description="The judge's weights: a file, or a folder or hub id where docs/rewards.md says so."
@@ -48,7 +49,8 @@ class Judge(Section):
         description="Precision of the judge's weights; gradients return as fp32. auto: as training.precision says.",
     )
     micro_batch: Positive = Field(
-        8, description="Frames per forward pass, always as many: numbers depend on it, in their last bits."
+        8,
+        description="Frames, or clips, per forward pass, always as many: numbers depend on it, in their last bits.",
     )
     replicas: Replicas = Replicas()
     num_cpus: float = Field(0.0, ge=0, description="CPUs that each copy reserves, and threads that it runs on.")
@@ -64,7 +66,7 @@ class Judge(Section):
         600.0, gt=0, description="Seconds within which a copy must be loaded, the start of a node for it included."
     )
     options: Annotated[dict[str, Any], AfterValidator(expand_texts)] = Field(
-        {}, description="Further keyword arguments of the class's load()."
+        {}, description="Further keyword arguments of the class's load(), or of the function."
     )
 
 
@@ -73,9 +75,11 @@ class Rewards(Section):
 
     judges: tuple[Judge, ...] = Field(min_length=1, description="Judges that send gradients; their sum is the reward.")
     segments: Positive = Field(
-        4, description="Segments S of a clip, at most data.frames; one frame of each is judged (SegVR)."
+        4, description="Segments S of a clip, at most data.frames; judges of frames see one of each (SegVR)."
     )
-    attenuation: float = Field(1.0, ge=0, description="Rate lambda of the decay away from the middle frame (TAR).")
+    attenuation: float = Field(
+        1.0, ge=0, description="Rate lambda of the decay away from the middle frame (TAR), for judges of frames."
+    )
     attenuation_unit: Literal["frame", "clip"] = Field(
         "frame",
         description="What attenuation is per: 'frame' as in the paper; 'clip' scales it by 16 / data.frames, so that "

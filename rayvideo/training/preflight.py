@@ -30,7 +30,7 @@ def check(recipe: Recipe) -> None:
     objective = objectives.check(recipe)
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        kind = check_judge(key, judge)
+        kind = check_judge(key, judge, recipe.data)
         if objective.needs_gradient and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
@@ -38,7 +38,7 @@ def check(recipe: Recipe) -> None:
                 f"training.objective {recipe.training.objective!r} to {_without_gradient()}, which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
-        check_judge(f"evaluation.judges.{number}", judge)
+        check_judge(f"evaluation.judges.{number}", judge, recipe.data)
     if recipe.evaluation.features:
         resolve_features(recipe.evaluation.features)
     check_held_out(recipe)

@@ -5,7 +5,7 @@ import torch
 
 from rayvideo.errors import RecipeError
 from rayvideo.recipe import parse_recipe
-from rayvideo.rewards.temporal import attenuation, rate_per_frame, sample_segments, video_reward
+from rayvideo.rewards.temporal import attenuation, clip_frames, rate_per_frame, sample_segments, video_reward
 
 
 def test_each_index_lies_in_its_segment_and_every_frame_is_reached():
@@ -127,3 +127,46 @@ def test_a_rate_per_clip_weighs_a_place_of_the_clip_alike_whatever_its_length():
 def test_the_reward_is_a_mean_over_frames_not_normalised_by_the_weights():
     scores, weights = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.5, 0.0], [1.0, 0.5]])
     assert video_reward(scores, weights).tolist() == [0.25, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("clip", "fps", "frames", "expected"),
+    [
+        ((6, 8), None, None, [0, 1, 2, 3, 4, 5]),
+        ((16, 8), None, 4, [2, 6, 10, 14]),
+        ((16, 8), None, 1, [8]),
+        ((5, 8), None, 5, [0, 1, 2, 3, 4]),
+        ((7, 8), None, 3, [1, 3, 5]),
+        ((16, 8), 4, None, [0, 2, 4, 6, 8, 10, 12, 14]),
+        ((6, 8), 8.0, None, [0, 1, 2, 3, 4, 5]),
+        ((5, 24), 8, None, [0, 3]),
+        ((6, 24), 8, None, [0, 3]),  # the next would be nearest to frame 6, which the clip lacks
+        ((8, 10), 8, None, [0, 1, 3, 4, 5, 6]),
+        ((3, 8), 16, None, [0, 1, 1, 2, 2]),
+        ((16, 8), 8, 4, [6, 7, 8, 9]),
+        ((16, 8), 8, 5, [6, 7, 8, 9, 10]),
+        ((16, 8), 4, 8, [1, 3, 5, 7, 9, 11, 13, 15]),
+        ((16, 8), 4, 4, [5, 7, 9, 11]),
+        ((16, 8), 8, 16, list(range(16))),
+        ((81, 16), 8, 1, [40]),
+    ],
+)
+def test_a_judge_of_clips_is_shown_the_frames_it_asks_for(clip, fps, frames, expected):
+    indices, times = clip_frames(clip[0], clip[1], fps, frames)
+    assert indices.tolist() == expected
+    assert times.tolist() == pytest.approx([index / clip[1] for index in expected])
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames", "reason"),
+    [
+        (None, 17, "asks for 17 frames; a clip of 16 frames at 8 fps is too short"),
+        (8, 17, "asks for 17 frames at 8 fps; a clip of 16 frames at 8 fps is too short"),
+        (4, 9, "asks for 9 frames at 4 fps"),
+        (0, None, "which can't be"),
+        (None, 0, "which can't be"),
+    ],
+)
+def test_a_clip_that_is_too_short_for_its_judge_is_refused(fps, frames, reason):
+    with pytest.raises(ValueError, match=reason):
+        clip_frames(16, 8, fps, frames)

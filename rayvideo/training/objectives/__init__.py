@@ -63,8 +63,8 @@ def options_of(recipe: Recipe) -> Section:
     if training.objective in names():
         if training.objective_options:
             raise RecipeError(
-                f"training.objective_options {training.objective_options} is for objectives of your own; the options of "
-                f"{training.objective!r} stand in training.{training.objective}, if it has any"
+                f"training.objective_options {training.objective_options} is for objectives of your own; the options "
+                f"of {training.objective!r} stand in training.{training.objective}, if it has any"
             )
         return getattr(training, training.objective, kind.Options())
     try:
