@@ -60,8 +60,9 @@ PYTHON = [
     ("docs/rewards.md", "python", "(Reward)"),
     ("docs/checkpoints.md", "python", "LoraUNet"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
+    ("docs/checkpointing.md", "python", "Verdict"),
 ]
-"""Blocks that tests run; the last one's is tests/models/test_shapes.py."""
+"""Blocks that tests run; those of the last two are tests/models/test_shapes.py and tests/training/test_stop_rule.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
 
 

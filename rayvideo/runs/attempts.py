@@ -44,18 +44,21 @@ def note_lost(run_folder: str, why: str) -> None:
     write_bytes(join(run_folder, LOST), json.dumps(note).encode())
 
 
-def begin_attempt(run_folder: str, call: str, why: str, from_step: int, workers: int, refused: list[str]) -> Attempt:
+def begin_attempt(
+    run_folder: str, call_id: str, start_reason: str, from_step: int, workers: int, refused: list[str]
+) -> Attempt:
     """Write down that workers start, and return it.
 
     Args:
-        call: Of `finetune`.
-        why: Reason of that call, and so of its first attempt.
+        call_id: Tells one call of `finetune` from another.
+        start_reason: Why `finetune` was called; the reason of the first attempt of that call.
     """
     earlier = attempts_of(run_folder)
-    if any(attempt.call == call for attempt in earlier):
+    why = start_reason
+    if any(attempt.call == call_id for attempt in earlier):
         why = _lost(run_folder, earlier[-1]) or f"{earlier[-1].workers} workers became {workers}"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call, now)
+    attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call_id, now)
     write_lines(join(run_folder, ATTEMPTS), map(asdict, (*earlier, attempt)))
     return attempt
 

@@ -2,7 +2,7 @@
 
 checkpoints/step-000040/
   index-00000.json   one a worker, written last: its files with sizes and digests, and what they are a part of
-  state.json         step, workers, global batch, best so far, MLflow run, recipe
+  state.json         step, workers, global batch, best so far, the stop rule and its verdict, MLflow run, recipe
   rng-00000.pt       one a worker: its random number generators
   ds/                DeepSpeed's shards of optimizer and adapter
   adapter/           the adapter in PEFT's format
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -174,14 +174,14 @@ def put_away(run_folder: str, refused: list[Refused]) -> None:
         _delete(filesystem, inner)
 
 
-def prune(run_folder: str, newest: int, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of step `best`.
+def prune(run_folder: str, newest: int, keep: int, spared: Collection[int | None] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the steps in `spared`.
 
     Args:
         newest: Step of the newest whole one; what is newer is being written, and neither counted nor touched.
     """
     for step in [step for step in steps_in(run_folder) if step <= newest][:-keep]:
-        if step != best:
+        if step not in spared:
             _delete(*locate(join(run_folder, f"{CHECKPOINTS}/{name_of(step)}")))
 
 

@@ -17,14 +17,14 @@ EVERY_S = 0.5
 
 
 @contextmanager
-def following(board: Board, run_folder: str, steps: int, call: str) -> Iterator[None]:
+def following(board: Board, run_folder: str, steps: int, call_id: str) -> Iterator[None]:
     """Show a bar for as long as the block runs: how many of `steps` are done, with the judges' raw scores.
 
-    Between steps it says what takes the time. It tells when the workers of this `call` of finetune were started again,
+    Between steps it says what takes the time. It tells when the workers of this call of `finetune` were started again,
     or passed over a checkpoint.
     """
     done = Event()
-    thread = Thread(target=_follow, args=(board, run_folder, steps, call, done), daemon=True)
+    thread = Thread(target=_follow, args=(board, run_folder, steps, call_id, done), daemon=True)
     thread.start()
     try:
         yield
@@ -34,7 +34,7 @@ def following(board: Board, run_folder: str, steps: int, call: str) -> Iterator[
         board.clear()
 
 
-def _follow(board: Board, run_folder: str, steps: int, call: str, done: Event) -> None:
+def _follow(board: Board, run_folder: str, steps: int, call_id: str, done: Event) -> None:
     view = View(steps)
     finished, told, attempt = False, 0, 0
     while not finished:
@@ -42,7 +42,7 @@ def _follow(board: Board, run_folder: str, steps: int, call: str, done: Event) -
         news = board.read()
         if news.attempt != attempt:
             attempt = news.attempt
-            attempts = [one for one in attempts_of(run_folder) if one.call == call]
+            attempts = [one for one in attempts_of(run_folder) if one.call == call_id]
             for number, one in enumerate(attempts[told:], told):
                 if number or one.refused:
                     view.say(f"training goes on {one}")

@@ -16,6 +16,7 @@ from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef, find_run, open_experiment
+from rayvideo.training.stop_rule import load_rule
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,11 @@ def check(recipe: Recipe) -> None:
         read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
     else:
         open_prepared(recipe)
+    load_rule(recipe.training)
     _check_model(recipe)
 
 
-def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
+def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunRef | None:
     """Refuse a name that is taken or can't be gone on with, and an MLflow that can't be logged to.
 
     Returns:
@@ -59,6 +61,10 @@ def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
     Raises:
         UserError: naming the run or the address, and what is allowed.
     """
+    if overrule and not resume:
+        raise RecipeError("--overrule goes on with a run that its stop rule ended: give --resume with it")
+    if overrule and recipe.training.stop_rule is None:
+        raise RecipeError("--overrule: training.stop_rule is not set, so that there is nothing to overrule")
     if resume:
         return find_run(recipe, runs.begun(recipe))
     runs.refuse_taken(recipe)

@@ -32,6 +32,7 @@ from rayvideo.runs.checkpoints import (
     upload,
 )
 from rayvideo.runs.journal import Best
+from rayvideo.runs.verdict import RuleState, verdict_of
 from rayvideo.training.engine import Engine
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.plan import Plan
@@ -57,6 +58,10 @@ class Start(NamedTuple):
     """Tells this attempt's files from those of any other."""
     said: str
     """Step, workers, reason and refused checkpoints, in words."""
+    rule: dict[str, Any] | None
+    """What the recipe's stop rule remembered after that step; None at the beginning, or without a rule."""
+    ended: bool
+    """Whether a verdict ended the run after that step, so that there is nothing left to do."""
 
 
 def agree(plan: Plan, rank: int, workers: int) -> Start:
@@ -71,9 +76,11 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
         put_away(plan.run_folder, refused)
         step = good.step if good else 0
         reasons = [one.why for one in refused]
-        attempt = begin_attempt(plan.run_folder, plan.call, plan.why, step, workers, reasons)
+        attempt = begin_attempt(plan.run_folder, plan.call_id, plan.start_reason, step, workers, reasons)
+        state = good.state if good else {}
+        ended = verdict_of(state) is not None and not plan.overruled
         # Plain, because Ray Train's actor in between reads it: for a `Start` that would import this file and torch.
-        start = (step, attempt.number, uuid.uuid4().hex[:8], str(attempt))
+        start = (step, attempt.number, uuid.uuid4().hex[:8], str(attempt), state.get("stop_rule"), ended)
     return Start(*broadcast_from_rank_zero(start))
 
 
@@ -132,11 +139,12 @@ class Saver:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700)
 
-    def save(self, step: int, best: Best | None = None) -> None:
+    def save(self, step: int, best: Best | None = None, rule: RuleState | None = None) -> None:
         """Write everything that a run needs to go on after `step`, and begin to upload it.
 
         Args:
             best: The best checkpoint so far, on rank 0, which may be this one.
+            rule: What `Stopping.saved` says of the run's stop rule.
 
         Raises:
             NonFiniteError: the adapter holds NaN or Inf.
@@ -152,11 +160,11 @@ class Saver:
         save_rng(folder / _rng_file(self._rank))
         if self._rank == 0:
             self._engine.save_adapter(folder / "adapter", weights)
-            (folder / STATE).write_text(json.dumps(self._state(step, best), indent=2))
+            (folder / STATE).write_text(json.dumps(self._state(step, best, rule), indent=2))
         self._uploaded.clear()
         try:
             ray.train.report(
-                {"step": step, "best": best.step if best else None},
+                {"step": step, "best": best.step if best else None, "keep": rule.keep if rule else None},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name_of(step),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -176,7 +184,7 @@ class Saver:
         self.wait()
         shutil.rmtree(self._folder)
 
-    def _state(self, step: int, best: Best | None) -> dict[str, object]:
+    def _state(self, step: int, best: Best | None, rule: RuleState | None) -> dict[str, object]:
         recipe = self._plan.recipe
         return {
             "step": step,
@@ -184,6 +192,9 @@ class Saver:
             "global_batch": recipe.training.global_batch,
             "attempt": self._start.attempt,
             "best": best._asdict() if best else None,
+            "stop_rule": rule.state if rule else None,
+            "verdict": rule.verdict._asdict() if rule and rule.verdict else None,
+            "overruled": self._plan.overruled,
             "mlflow": self._plan.tracking.shareable(),
             "recipe": shareable(recipe),
         }
