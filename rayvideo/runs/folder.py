@@ -14,7 +14,7 @@ import yaml
 
 from rayvideo.data.storage import StorageError, is_file, is_uri, join, read_bytes, read_summary, write_bytes
 from rayvideo.errors import RecipeError
-from rayvideo.recipe import Recipe, dotted, leaves, parse_recipe, shareable
+from rayvideo.recipe import Recipe, flatten, parse_recipe, shareable
 from rayvideo.tracking import RunRef
 
 RECIPE = "recipe.yaml"
@@ -116,11 +116,11 @@ def begun_with(folder: str) -> Recipe:
 
 def _refuse_changed(name: str, then: Recipe, now: Recipe) -> None:
     """Refuse another value of an option that the numbers depend on."""
-    old, new = dict(leaves(shareable(then))), dict(leaves(shareable(now)))
-    for key, path in sorted((dotted(path), path) for path in old.keys() | new.keys()):
-        same = path in old and path in new and json.dumps(old[path]) == json.dumps(new[path])  # True is not 1
+    old, new = flatten(shareable(then)), flatten(shareable(now))
+    for key in sorted(old.keys() | new.keys()):
+        same = key in old and key in new and json.dumps(old[key]) == json.dumps(new[key])  # True is not 1
         if not same and not key.startswith(MAY_CHANGE):
-            was, would_be = (f"with {tree[path]!r}" if path in tree else "without it" for tree in (old, new))
+            was, would_be = (f"with {tree[key]!r}" if key in tree else "without it" for tree in (old, new))
             raise RecipeError(f"{key}: run {name!r} was begun {was}, and can't be resumed {would_be}")
 
 
