@@ -63,8 +63,8 @@ class Watchdog:
         if limit := os.environ.get(LIMIT):
             return float(limit)
         marker = item.get_closest_marker("timeout")
-        own = marker.args[0] if marker else self._config.getini("timeout")
-        return float(own) + LATER_THAN_TIMEOUT_S
+        timeout = marker.args[0] if marker else self._config.getini("timeout")
+        return float(timeout) + LATER_THAN_TIMEOUT_S
 
     def _end(self, test: str) -> None:
         """Say where the main thread is, and end this process with all that it has started; in the timer's thread."""

@@ -34,11 +34,11 @@ from rayvideo.tracking.address import is_server, sqlite_file, tracking_uri
 from rayvideo.tracking.origin import commit, versions
 from rayvideo.tracking.strip import Frames, draw_strip
 
-LONGEST_PARAM = 500  # characters; servers differ in what they take
-CUT = "… (see recipe.yaml)"
+LONGEST_PARAM = 500  # characters that every server takes; newer ones take more
+CUT = "… (see recipe.yaml)"  # the end of a param that was too long
 LONGEST_NAME = 250  # characters of a param's name
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
-ARTIFACTS = "mlartifacts"
+ARTIFACTS = "mlartifacts"  # folder of artifacts beside a database
 
 Item = TypeVar("Item")
 
@@ -141,7 +141,7 @@ class Tracker:
     def __init__(self, ref: RunRef, *, skip_logged: bool = False) -> None:
         self.ref = ref
         self._client = _client(ref.uri)
-        # One thread, so that steps arrive in order: what was logged before a process was killed has no gaps.
+        # One thread, so that steps arrive in order: should this process be killed, what arrived has no gaps.
         self._sender = ThreadPoolExecutor(max_workers=1)
         self._sending: list[Future[Any]] = []
         self._earlier = set(self._client.get_run(ref.run_id).data.metrics) if skip_logged else set()
@@ -231,7 +231,7 @@ def metric_name(name: str) -> str:
 
 
 def _client(uri: str) -> MlflowClient:
-    """A client of what was reached before."""
+    """A client of an address that `_connect` has reached before."""
     quiet()
     return MlflowClient(tracking_uri=uri)
 
@@ -244,7 +244,10 @@ def _connect(uri: str, what: str) -> MlflowClient:
 
 
 def _artifacts_beside(uri: str, storage: str) -> str | None:
-    """Where an experiment's artifacts go: a server knows; a database would put them into the current directory."""
+    """Where artifacts of a new experiment go; None leaves that to a server.
+
+    With a database alone MLflow would put them into the current directory.
+    """
     if is_server(uri) or "://" not in uri:
         return None
     if database := sqlite_file(uri):
@@ -253,7 +256,7 @@ def _artifacts_beside(uri: str, storage: str) -> str | None:
 
 
 def _refuse_served(artifacts: str, uri: str, what: str) -> None:
-    """Refuse to go past a server, through its database, to what only the server can read and write."""
+    """Refuse a database whose artifacts only the server that made it can read and write."""
     if urlsplit(artifacts).scheme == "mlflow-artifacts" and not is_server(uri):
         raise TrackingError(
             f"{what} was made by an MLflow server, which alone reaches its artifacts ({artifacts}); name the server in "

@@ -131,7 +131,8 @@ def _train(
         wire=options.wire,
     )
     try:
-        table = open_latents(recipe, meanwhile=pool.refuse_broken)  # this and the next line while the judges load
+        # The judges load meanwhile.
+        table = open_latents(recipe, meanwhile=pool.refuse_broken)
         shown = embed_shown(recipe)
         with progress("loading judges", len(pool.judges), unit="judge") as bar:
             pool.wait_until_ready(lambda _: bar.update())
@@ -161,7 +162,11 @@ def _train(
 
 
 def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
-    """Take the run folder and an MLflow run: a new one, or that of a training that goes on."""
+    """Write into the run folder what is known now, which takes it, and open the MLflow run.
+
+    Args:
+        ref: The MLflow run of a training that goes on; None makes a new one.
+    """
     folder = runs.folder_of(recipe)
     runs.write_recipe(recipe)
     write_rejected(join(folder, "rejected.jsonl"), table.rejected)
@@ -233,7 +238,7 @@ def _finish(
     product = _chosen(folder, newest, verdict, tracker.ref.run_id) if verdict else newest
     logger.info("keeping the adapter of step %d", product.step)
     with fetched(product.folder) as files:
-        # What others will load binds to this model, every tensor of it, and changes something.
+        # Others will load it: every tensor of it must find its place in this model, and it must change something.
         check_adapter(load_model(recipe.model.path, device="meta", parts=("denoiser",)), str(files / "adapter"))
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
@@ -276,7 +281,7 @@ def _chosen(folder: str, newest: Good, verdict: Verdict, run: str) -> Good:
 
 
 def _best(folder: str, newest: Good) -> dict[str, Any] | None:
-    """The checkpoint with the highest mean training reward, and its adapter's place if it is there still."""
+    """The checkpoint with the highest mean training reward, with its adapter's path, None if that was deleted."""
     best = newest.state["best"]
     if best is None:
         return None

@@ -67,7 +67,7 @@ def train(plan: Plan) -> None:
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
     )
-    # A stop does not wait for the previews of its step.
+    # Workers that are asked to stop don't make the previews of their last step first: those that go on do it here.
     if start.step == 0 or (_shows(recipe, start.step) and previews.lacks(start.step)):
         previews.show(start.step)
     pace = Pace()
@@ -92,7 +92,7 @@ def train(plan: Plan) -> None:
                     seen = sights(recipe, plan.pool, trainer.first_sent)
                     tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
                     report.say(*(f"judge {judge!r} sees {sight}" for judge, sight in seen.items()))
-            if first.watching and values["skipped"] < 1:  # fp16 may have to skip some
+            if first.watching and values["skipped"] < 1:  # with fp16 a step may be skipped, which moves nothing
                 still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
                 if tracker and still:
                     report.say(f"warning: {still}")
@@ -106,7 +106,8 @@ def train(plan: Plan) -> None:
             if last or stop or step % recipe.training.checkpoint_every == 0 or stopping.must_save(step):
                 report.phase(f"checkpoint of step {step}")
                 if tracker and journal:
-                    tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
+                    # Steps are in MLflow before their checkpoint counts, so that a resumed run leaves no gap there.
+                    tracker.flush()
                     journal.save()
                 saver.save(step, journal.update_best(step) if journal else None, stopping.saved())
             if last or stop:
@@ -114,7 +115,7 @@ def train(plan: Plan) -> None:
             report.stepped(step)
         report.phase("writing the last checkpoint")
     finally:
-        saver.close()  # should a step fail, the checkpoint before it counts all the same
+        saver.close()  # after a step that failed too: the checkpoint before it is uploaded to its end
     engine.close()
 
 

@@ -19,7 +19,7 @@ class Plan:
     """What the driver hands to every worker."""
 
     recipe: Recipe
-    """Its `accumulation` is one that makes `training.workers` share the global batch of the run as it was begun."""
+    """With such a `training.accumulation` that a step has as many clips as when the run was begun."""
     run_folder: str
     """Absolute path or URI."""
     table: LatentTable

@@ -24,7 +24,7 @@ GRADIENT_OBJECTIVES = ("reward", "draft")
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse missing files, judges without gradient, judges that both train and report, clips that can't be made.
+    """Refuse a recipe that can't work: missing files, judges without gradient or used twice, clips that can't be made.
 
     Raises:
         UserError: one that names the key or the file, and what is allowed.
@@ -53,10 +53,10 @@ def check(recipe: Recipe) -> None:
 
 
 def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunRef | None:
-    """Refuse a name that is taken or can't be gone on with, and an MLflow that can't be logged to.
+    """Refuse a name that is taken, a run that can't be resumed, and an MLflow that can't be logged to.
 
     Returns:
-        The MLflow run that is gone on with, None for a new one.
+        The MLflow run of the one that is resumed, None for a new run.
 
     Raises:
         UserError: naming the run or the address, and what is allowed.

@@ -1,4 +1,4 @@
-"""One worker's side of checkpoints: writing them while training goes on, and going on from the newest good one."""
+"""What one worker does for checkpoints: it uploads them while training goes on, and loads the newest good one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DEEPSPEEDS = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
-"""What DeepSpeed's shards hold beside tensors and plain values."""
+"""Classes of which DeepSpeed's shards hold objects, beside tensors and plain values."""
 
 
 class Start(NamedTuple):
@@ -55,7 +55,7 @@ class Start(NamedTuple):
     attempt: int
     """Which start of workers this is in the run's life, from 1."""
     token: str
-    """Tells this attempt's files from those of any other."""
+    """Random text in the indices of this attempt's checkpoints, which tells them from those of any other."""
     said: str
     """Step, workers, reason and refused checkpoints, in words."""
     rule: dict[str, Any] | None
@@ -79,7 +79,8 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
         attempt = begin_attempt(plan.run_folder, plan.call_id, plan.start_reason, step, workers, reasons)
         state = good.state if good else {}
         ended = verdict_of(state) is not None and not plan.overruled
-        # Plain, because Ray Train's actor in between reads it: for a `Start` that would import this file and torch.
+        # A plain tuple, because it goes through an actor of Ray Train. To read a `Start`, that would import this file,
+        # and torch with it.
         start = (step, attempt.number, uuid.uuid4().hex[:8], str(attempt), state.get("stop_rule"), ended)
     return Start(*broadcast_from_rank_zero(start))
 
@@ -134,7 +135,7 @@ class Saver:
         self._workers = workers
         self._uploaded = Event()
         self._uploaded.set()
-        # One place a worker, so that kills leave no more than one behind.
+        # The same folder whenever this rank starts, so that workers that are killed leave one behind at most.
         self._folder = Path(gettempdir(), f"rayvideo-{plan.tracking.run_id}-{rank}")
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700)
@@ -172,7 +173,7 @@ class Saver:
                 delete_local_checkpoint_after_upload=False,  # `_upload` does, so that `close` need not wait for Ray
             )
         except BaseException:
-            self._uploaded.set()  # nothing is on its way
+            self._uploaded.set()  # or `wait` would wait for an upload that never began
             raise
 
     def wait(self) -> None:
@@ -180,7 +181,7 @@ class Saver:
         self._uploaded.wait()
 
     def close(self) -> None:
-        """Wait, and leave nothing on this machine."""
+        """Wait for the upload, and leave no files on this machine."""
         self.wait()
         shutil.rmtree(self._folder)
 
