@@ -71,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
         curve = read_bytes(metrics).decode() if is_file(metrics) else None
         write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)
         summary = publish(recipe, comparison, adapter, work, out, tracker)
-        track(recipe, comparison, work, tracker, step=trained.get("steps", 0))
+        product = trained.get("verdict") or {"step": trained.get("steps", 0)}
+        track(recipe, comparison, work, tracker, step=product["step"])
 
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     print_table(recipe, comparison, console)

@@ -8,18 +8,22 @@ they may import that.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import inspect
 import json
 import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from rayvideo.errors import RecipeError
 
 if TYPE_CHECKING:
     from rayvideo.recipe import Recipe
@@ -38,6 +42,7 @@ def make_importable(recipe: Recipe, file: str | Path) -> None:
     types += [features.type] if features else []
     types.append(recipe.training.objective)
     types += [recipe.model.family] if recipe.model.family else []
+    types += [recipe.training.stop_rule] if recipe.training.stop_rule else []
     named = [kind.partition(":")[0].partition(".")[0] for kind in types if ":" in kind]
     folders = [Path(file).expanduser().parent.resolve(), Path.cwd().resolve()]
     os.environ.pop(PLACES, None)  # of another recipe
@@ -74,6 +79,38 @@ def resolve_name(name: str) -> Any:
         raise ImportError(f"{error}{hint}") from error
     except Exception as error:
         raise ImportError(_told(error)) from error
+
+
+def refuse_options(key: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a function, or a class's constructor, does not take, or takes and the recipe does not give.
+
+    Args:
+        key: Where the options stand in the recipe.
+        name: How the recipe names the function.
+
+    Raises:
+        RecipeError: naming the option, the nearest one that there is, and all that are allowed.
+    """
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    allowed = sorted(
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    for option in options:
+        if not takes_any and option not in allowed:
+            close = difflib.get_close_matches(option, allowed, n=1)
+            raise RecipeError(
+                f"{key}.{option} is not an option of {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close else ".")
+                + f" Allowed: {', '.join(allowed) or 'none'}"
+            )
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise RecipeError(f"{key} don't fit {name!r}: {error}") from error
 
 
 def _told(error: Exception) -> str:

@@ -115,25 +115,26 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     return _parse(tree, {})
 
 
-def leaves(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """What a recipe's tree holds, each with the keys and places in lists that lead there.
+def flatten(tree: Any) -> dict[str, Any]:
+    """What a recipe's tree holds, by dotted keys as overrides write them: `reward.judges.0.name`.
 
-    Lists of plain values, and empty sections, are held whole.
+    Lists of plain values, and empty sections, are held whole. A key that has a dot in it, as a judge's options may,
+    stands in quotes: no two values share a key.
     """
+    return dict(_leaves(tree, ()))
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
         children = tree.items()
     elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
         children = enumerate(tree)
     if not children:
-        yield path, tree
+        yield ".".join(path), tree
     for key, value in children:
-        yield from leaves(value, (*path, key))
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """A path as overrides write it: `reward.judges.0.name`."""
-    return ".".join(map(str, path))
+        name = str(key)
+        yield from _leaves(value, (*path, json.dumps(name, ensure_ascii=False) if {".", '"'} & {*name} else name))
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:

@@ -70,8 +70,10 @@ PYTHON = [
     ("docs/models.md", "python", "(ModelScope)"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
     ("docs/objectives.md", "python", "EarlyLook"),
+    ("docs/checkpointing.md", "python", "Verdict"),
 ]
-"""Blocks that tests run; the last ones' are tests/models/test_shapes.py and tests/training/objectives/test_own.py."""
+"""Blocks that tests run; those of the last three are tests/models/test_shapes.py, tests/training/objectives/test_own.py
+and tests/training/test_stop_rule.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
 
 

@@ -73,7 +73,7 @@ def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
 
 
 def read_captioned(path: str | Path, root: str | None, max_bad_fraction: float) -> list[Entry]:
-    """What `read_manifest` reads, for a use that drops clips without a caption.
+    """What `read_manifest` reads, for those who will drop clips without a caption.
 
     Raises:
         ManifestError: also if more than this share of the clips has no caption, or none has; names lists beside them.

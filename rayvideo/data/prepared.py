@@ -1,4 +1,4 @@
-"""The folder that jobs/prepare.py fills: what lies in it, and whether it belongs to a recipe.
+"""The folder that jobs/prepare.py fills: what it holds, and whether that fits a recipe.
 
 clips/*.parquet     id int64, video, caption, mean and logvar as fp32 tensors [C, F, h, w]; one row per row group
 captions.parquet    caption, embedding [L, C]; every distinct caption and ""
@@ -27,7 +27,7 @@ from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
 
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
-ANEW = "prepare into a new folder"
+ANEW = "prepare into a new folder"  # the mend of most of its errors
 
 
 def open_prepared(recipe: Recipe) -> LatentTable:
@@ -64,7 +64,11 @@ def open_prepared(recipe: Recipe) -> LatentTable:
 
 
 def claim(folder: str, expected: dict[str, Any]) -> None:
-    """Mark a new folder as ours, or make sure that an old one was begun with the same fingerprint."""
+    """Mark an empty folder as one of jobs/prepare.py, or make sure that it was begun with the same fingerprint.
+
+    Raises:
+        DataError: it was begun with another one, or holds something else.
+    """
     filesystem, inner = locate(folder)
     summary = read_summary(folder)
     if summary is not None:
@@ -98,7 +102,7 @@ def clip_places(folder: str) -> dict[int, Prepared]:
     clips = join(folder, "clips")
     filesystem, inner = locate(clips)
     filesystem.create_dir(inner, recursive=True)
-    # A file whose name starts with "_" was being written when its process died; datasets pass over those.
+    # A process that died while it wrote a file has left one whose name starts with "_", which datasets leave out.
     try:
         dataset = pa.dataset.dataset(inner, filesystem=filesystem, format="parquet")
         if not dataset.files:

@@ -1,4 +1,4 @@
-"""Local paths and cloud URIs through one door: pyarrow's filesystems."""
+"""Files on local disks and in clouds' object stores, read and written alike: by pyarrow's filesystems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def locate(path: str | Path) -> tuple[pa.fs.FileSystem, str]:
         if "\0" in text:
             raise ValueError("it holds a zero byte")
         return pa.fs.FileSystem.from_uri(text) if is_uri(text) else (pa.fs.LocalFileSystem(), _absolute(text))
-    except (pa.ArrowException, OSError, ValueError) as error:  # also text that is no Unicode
+    except (pa.ArrowException, OSError, ValueError) as error:  # `encode` raises a ValueError too
         raise StorageError(f"{text!a} is neither a local path nor a URI that can be used: {error}") from error
 
 
@@ -42,11 +42,12 @@ def _absolute(path: str) -> str:
 
 
 def is_uri(path: str) -> bool:
+    """Whether it has the form of a URI; everything else is a local path."""
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """The same place for every process; Ray's workers may have another working directory."""
+    """The path from the root on, since Ray's workers may have another working directory; URIs are left as they are."""
     return path if is_uri(path) else _absolute(path)
 
 
@@ -72,7 +73,7 @@ def parent(path: str) -> str:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """A file as it lies there: names that end in .gz and the like are no reason to unpack it."""
+    """A file's bytes as they are stored; pyarrow would unpack a file whose name ends in .gz and the like."""
     filesystem, inner = locate(path)
     with filesystem.open_input_stream(inner, compression=None) as source:
         return bytes(source.read())
@@ -89,7 +90,8 @@ def read_object(path: str | Path, mend: str) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
         reason = f"a {type(found).__name__}"
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of 5000 digits, 1000 brackets
+    # No UTF-8 and no JSON raise these, and so do numbers of 5000 digits and 1000 brackets within each other.
+    except (ValueError, RecursionError) as error:
         reason = str(error)
     raise StorageError(f"{path} is damaged or of something else: it holds no JSON object ({reason}); {mend}")
 
@@ -104,7 +106,7 @@ def read_summary(folder: str) -> dict[str, Any]:
     """What jobs have written into `folder`/summary.json so far; empty if none has.
 
     Raises:
-        StorageError: something else stands there.
+        StorageError: the file holds something else.
     """
     path = join(folder, "summary.json")
     return read_object(path, "move it away, then it is written anew") if is_file(path) else {}
@@ -125,12 +127,12 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 
 
 def write_lines(path: str, objects: Iterable[object]) -> None:
-    """Write JSON objects, one a line, atomically: the whole file, since a bucket's can't grow."""
+    """Write JSON objects, one a line, atomically. The whole file, because nothing can be appended to a bucket's."""
     write_bytes(path, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in objects).encode())
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a whole file, atomically."""
+    """Write a whole file, atomically: others see the old content or the new one, nothing in between."""
     with (
         replacing(path) as (filesystem, temporary),
         filesystem.open_output_stream(temporary, compression=None) as target,

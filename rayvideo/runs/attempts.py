@@ -1,4 +1,4 @@
-"""How often a run's workers were started, from which step and why: attempts.jsonl in the run folder."""
+"""The record of every start of a run's workers, from which step and why: attempts.jsonl in the run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from rayvideo.data.storage import is_file, join, read_bytes, read_lines, write_bytes, write_lines
 
 ATTEMPTS = "attempts.jsonl"
-LOST = "lost.json"  # why workers were lost: from Ray Train's controller to the next attempt
+LOST = "lost.json"  # why workers were lost, written by Ray Train's controller and read when the next ones start
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Attempt:
     refused: list[str]
     """Newer checkpoints that could not be used, with the reason."""
     call: str
-    """Differs with every call of `finetune`; those of one call differ because workers were lost or changed."""
+    """Id of the call of `finetune`. A call has several attempts if workers were lost or their number changed."""
     at: str
     """ISO 8601, UTC."""
 
@@ -39,29 +39,32 @@ def attempts_of(run_folder: str) -> list[Attempt]:
 
 
 def note_lost(run_folder: str, why: str) -> None:
-    """Remember why the workers of the newest attempt were lost."""
+    """Write down why the workers of the newest attempt were lost, for the attempt that comes next."""
     note = {"attempt": len(attempts_of(run_folder)), "why": why}
     write_bytes(join(run_folder, LOST), json.dumps(note).encode())
 
 
-def begin_attempt(run_folder: str, call: str, why: str, from_step: int, workers: int, refused: list[str]) -> Attempt:
-    """Write down that workers start, and return it.
+def begin_attempt(
+    run_folder: str, call_id: str, start_reason: str, from_step: int, workers: int, refused: list[str]
+) -> Attempt:
+    """Add a start of workers to the record, and return it.
 
     Args:
-        call: Of `finetune`.
-        why: Reason of that call, and so of its first attempt.
+        call_id: Tells one call of `finetune` from another.
+        start_reason: Why `finetune` was called; the reason of the first attempt of that call.
     """
     earlier = attempts_of(run_folder)
-    if any(attempt.call == call for attempt in earlier):
+    why = start_reason
+    if any(attempt.call == call_id for attempt in earlier):
         why = _lost(run_folder, earlier[-1]) or f"{earlier[-1].workers} workers became {workers}"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call, now)
+    attempt = Attempt(len(earlier) + 1, from_step, workers, why, refused, call_id, now)
     write_lines(join(run_folder, ATTEMPTS), map(asdict, (*earlier, attempt)))
     return attempt
 
 
 def _lost(run_folder: str, attempt: Attempt) -> str | None:
-    """Why the workers of an attempt were lost; None if Ray Train started others for another reason."""
+    """Why the workers of an attempt were lost; None if others were started without that."""
     path = join(run_folder, LOST)
     note = json.loads(read_bytes(path)) if is_file(path) else {}
     return note["why"] if note.get("attempt") == attempt.number else None

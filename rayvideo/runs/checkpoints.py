@@ -1,12 +1,14 @@
-"""Checkpoints in a run's storage: whole or not seen, checked when read, and the newest good one found.
+"""Checkpoints in a run's storage: how one is written, checked in full when it is read, found and deleted.
+
+One that was not written to its end is never taken for a checkpoint.
 
 checkpoints/step-000040/
-  index-00000.json   one a worker, written last: its files with sizes and digests, and what they are a part of
-  state.json         step, workers, global batch, best so far, MLflow run, recipe
-  rng-00000.pt       one a worker: its random number generators
+  index-00000.json   one of each worker, which it writes last: its files with sizes and digests, and their `Part`
+  state.json         step, workers, global batch, best so far, the stop rule and its verdict, MLflow run, recipe
+  rng-00000.pt       one of each worker: its random number generators
   ds/                DeepSpeed's shards of optimizer and adapter
   adapter/           the adapter in PEFT's format
-checkpoints/refused/ what was damaged or of another run, as it was found
+checkpoints/refused/ checkpoints that were damaged or of another run, as they were found
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,8 +31,8 @@ from rayvideo.errors import UserError
 CHECKPOINTS = "checkpoints"
 REFUSED = f"{CHECKPOINTS}/refused"
 STATE = "state.json"
-SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"  # Ray Train's own list
-CHUNK = 2**22  # bytes
+SNAPSHOT = f"{CHECKPOINTS}/checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints it knows
+CHUNK = 2**22  # bytes that are read at once
 
 
 class CheckpointError(UserError):
@@ -42,12 +44,12 @@ class UnfinishedError(CheckpointError):
 
 
 class Part(NamedTuple):
-    """What one worker's files belong to."""
+    """What one worker's files of a checkpoint are a part of; all parts of a checkpoint must agree."""
 
     run: str
     """Id of the MLflow run."""
     attempt: str
-    """Differs each time that workers start: what two attempts wrote is never taken for one checkpoint."""
+    """Another one each time that workers start, so that what two attempts wrote is never taken for one checkpoint."""
     step: int
     rank: int
     workers: int
@@ -166,7 +168,7 @@ def put_away(run_folder: str, refused: list[Refused]) -> None:
         filesystem, inner = locate(join(run_folder, f"{CHECKPOINTS}/{one.name}"))
         if not one.unfinished:
             _, kept = locate(join(run_folder, f"{REFUSED}/{one.name}"))
-            # Indices first: should this be interrupted, what is left of the checkpoint counts as unfinished.
+            # Indices are moved first. Should this be interrupted, the rest of the checkpoint counts as unfinished.
             for file in sorted(_files(filesystem, inner), key=lambda path: (not _is_index(path), path)):
                 target = kept + file[len(inner) :]
                 filesystem.create_dir(target.rpartition("/")[0], recursive=True)
@@ -174,21 +176,22 @@ def put_away(run_folder: str, refused: list[Refused]) -> None:
         _delete(filesystem, inner)
 
 
-def prune(run_folder: str, newest: int, keep: int, best: int | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints and that of step `best`.
+def prune(run_folder: str, newest: int, keep: int, spared: Collection[int | None] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the steps in `spared`.
 
     Args:
-        newest: Step of the newest whole one; what is newer is being written, and neither counted nor touched.
+        newest: Step of the newest whole checkpoint. Newer ones are still being written: they don't count, and stay.
     """
     for step in [step for step in steps_in(run_folder) if step <= newest][:-keep]:
-        if step != best:
+        if step not in spared:
             _delete(*locate(join(run_folder, f"{CHECKPOINTS}/{name_of(step)}")))
 
 
 def forget_reports(run_folder: str) -> None:
-    """Delete Ray Train's list of an earlier call, before a new one reads it.
+    """Delete the list of checkpoints that Ray Train has left in the run folder, before Ray Train reads it again.
 
-    Ray Train does not write it atomically, and does not start if one of its checkpoints is gone; ours need no list.
+    Ray Train does not start if the list was cut off by a kill, or if a checkpoint in it is gone. We find checkpoints
+    without it.
     """
     filesystem, inner = locate(join(run_folder, SNAPSHOT))
     if filesystem.get_file_info(inner).is_file:
@@ -197,7 +200,7 @@ def forget_reports(run_folder: str) -> None:
 
 @contextmanager
 def fetched(folder: str) -> Iterator[Path]:
-    """A checkpoint's files as a local folder, for as long as the block runs."""
+    """A checkpoint's files as a local folder while the block runs; they are copied from an object store."""
     filesystem, inner = locate(folder)
     if isinstance(filesystem, pa.fs.LocalFileSystem):
         yield Path(inner)

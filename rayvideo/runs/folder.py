@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, whether it can be taken or gone on with, and what stands in it at the end."""
+"""A run's folder: which run it belongs to, whether a new or a resumed run may use it, and its summary."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 
 from rayvideo.data.storage import StorageError, is_file, is_uri, join, read_bytes, read_summary, write_bytes
 from rayvideo.errors import RecipeError
-from rayvideo.recipe import Recipe, dotted, leaves, parse_recipe, shareable
+from rayvideo.recipe import Recipe, flatten, parse_recipe, shareable
 from rayvideo.tracking import RunRef
 
-RECIPE = "recipe.yaml"
-RUN = "run.json"
+RECIPE = "recipe.yaml"  # what the run was begun with; the folder is taken once it is there
+RUN = "run.json"  # the MLflow run
 MAY_CHANGE = (
     "training.steps",
     "training.checkpoint_every",
@@ -35,7 +35,7 @@ MAY_CHANGE = (
 """Options, and beginnings of options, that a resumed run may have another value for."""
 logger = logging.getLogger(__name__)
 
-WINDOW = 10  # steps that "first" and "last" figures are means of, at most: they never overlap
+WINDOW = 10  # most steps that the figures "first" and "last" are means of; in short runs fewer: they never overlap
 
 
 def named(recipe: Recipe) -> Recipe:
@@ -116,27 +116,27 @@ def begun_with(folder: str) -> Recipe:
 
 def _refuse_changed(name: str, then: Recipe, now: Recipe) -> None:
     """Refuse another value of an option that the numbers depend on."""
-    old, new = dict(leaves(shareable(then))), dict(leaves(shareable(now)))
-    for key, path in sorted((dotted(path), path) for path in old.keys() | new.keys()):
-        same = path in old and path in new and json.dumps(old[path]) == json.dumps(new[path])  # True is not 1
+    old, new = flatten(shareable(then)), flatten(shareable(now))
+    for key in sorted(old.keys() | new.keys()):
+        same = key in old and key in new and json.dumps(old[key]) == json.dumps(new[key])  # True is not 1
         if not same and not key.startswith(MAY_CHANGE):
-            was, would_be = (f"with {tree[path]!r}" if path in tree else "without it" for tree in (old, new))
+            was, would_be = (f"with {tree[key]!r}" if key in tree else "without it" for tree in (old, new))
             raise RecipeError(f"{key}: run {name!r} was begun {was}, and can't be resumed {would_be}")
 
 
 def write_run(folder: str, ref: RunRef) -> None:
-    """Write down whose folder it is; checkpoints of other MLflow runs are refused in it."""
+    """Write down which MLflow run the folder belongs to; checkpoints of other ones in it are refused."""
     write_bytes(join(folder, RUN), json.dumps(ref.shareable(), indent=2).encode())
 
 
 def write_recipe(recipe: Recipe) -> None:
-    """Take the folder."""
+    """Write the recipe into the run folder, which is taken by that."""
     text = yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True)
     write_bytes(join(folder_of(recipe), RECIPE), text.encode())
 
 
 def known(folder: str) -> dict[str, Any]:
-    """What summary.json holds so far: nothing, with a warning, if it is garbled."""
+    """What summary.json holds so far; if it can't be read, nothing, with a warning."""
     try:
         return read_summary(folder)
     except StorageError as error:
@@ -152,7 +152,7 @@ def write_summary(folder: str, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_adapter(source: Path, folder: str) -> str:
-    """Copy a checkpoint's adapter to the run's final place and return that."""
+    """Copy a checkpoint's adapter to where the run's product belongs, `adapter/`, and return that path or URI."""
     target = join(folder, "adapter")
     for file in source.iterdir():
         write_bytes(join(target, file.name), file.read_bytes())
@@ -160,8 +160,12 @@ def copy_adapter(source: Path, folder: str) -> str:
 
 
 def figures(steps: Sequence[dict[str, Any]], judges: Sequence[str]) -> dict[str, Any]:
-    """What the lines of metrics.jsonl come down to: means of the first and last steps, and of a step's seconds."""
+    """The figures of summary.json that are made of the lines of metrics.jsonl: docs/summary.md lists both.
 
+    Args:
+        steps: The lines, one or more.
+        judges: Names of the judges that the run is trained on.
+    """
     window = min(WINDOW, max(1, len(steps) // 2))
 
     def ends(key: str) -> dict[str, float]:

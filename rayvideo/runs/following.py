@@ -1,4 +1,4 @@
-"""The driver's view of a training that runs elsewhere: what it does and how far it is, on a terminal or in a log."""
+"""What the driver shows of a training, which runs in other processes: what it does and how far it is."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from rayvideo.progress import progress, step_progress
 from rayvideo.runs.attempts import attempts_of
 from rayvideo.runs.news import Board, News
 
-EVERY_S = 0.5
+EVERY_S = 0.5  # between looks at the board
 
 
 @contextmanager
-def following(board: Board, run_folder: str, steps: int, call: str) -> Iterator[None]:
-    """Show a bar for as long as the block runs: how many of `steps` are done, with the judges' raw scores.
+def following(board: Board, run_folder: str, steps: int, call_id: str) -> Iterator[None]:
+    """While the block runs, show a bar with how many of `steps` are done and the judges' raw scores.
 
-    Between steps it says what takes the time. It tells when the workers of this `call` of finetune were started again,
-    or passed over a checkpoint.
+    Between steps it says what takes the time. It also tells when the workers of this call of `finetune` were started
+    again, or passed over a checkpoint.
     """
     done = Event()
-    thread = Thread(target=_follow, args=(board, run_folder, steps, call, done), daemon=True)
+    thread = Thread(target=_follow, args=(board, run_folder, steps, call_id, done), daemon=True)
     thread.start()
     try:
         yield
@@ -34,15 +34,15 @@ def following(board: Board, run_folder: str, steps: int, call: str) -> Iterator[
         board.clear()
 
 
-def _follow(board: Board, run_folder: str, steps: int, call: str, done: Event) -> None:
+def _follow(board: Board, run_folder: str, steps: int, call_id: str, done: Event) -> None:
     view = View(steps)
     finished, told, attempt = False, 0, 0
     while not finished:
-        finished = done.wait(EVERY_S)  # the last look comes after the last step
+        finished = done.wait(EVERY_S)  # once it is set there is one more look, which sees the last step
         news = board.read()
         if news.attempt != attempt:
             attempt = news.attempt
-            attempts = [one for one in attempts_of(run_folder) if one.call == call]
+            attempts = [one for one in attempts_of(run_folder) if one.call == call_id]
             for number, one in enumerate(attempts[told:], told):
                 if number or one.refused:
                     view.say(f"training goes on {one}")
@@ -52,9 +52,9 @@ def _follow(board: Board, run_folder: str, steps: int, call: str, done: Event) -
 
 
 class View:
-    """A bar of steps, and below it one of the phase that takes the time, if that can be counted.
+    """A bar of steps, and below it a bar of what takes the time at the moment, if that can be counted.
 
-    On a terminal the second one goes when the phase ends.
+    On a terminal the second one disappears when that ends.
     """
 
     def __init__(self, steps: int) -> None:
@@ -77,10 +77,10 @@ class View:
         if self._counted:
             self._counted.update(news.done - self._counted.n)
         if sys.stderr.isatty():
-            self._bar.refresh()  # its clock shows that somebody is there
+            self._bar.refresh()  # the seconds go on, which shows that the driver is alive
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line above the bars."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what every step came to, and which checkpoint was rewarded most."""
+"""metrics.jsonl: the figures of every step (docs/summary.md lists them), and which checkpoint was rewarded most."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rayvideo.data.storage import is_file, is_uri, read_bytes, read_lines, write
 
 logger = logging.getLogger(__name__)
 
-SAVE_EVERY_S = 30.0
-SAVE_SHARE = 0.01  # of a run's time, at most
+SAVE_EVERY_S = 30.0  # between writings of the whole file, where it can't grow
+SAVE_SHARE = 0.01  # of a run's time that writing may take
 
 
 class Best(NamedTuple):
@@ -27,15 +27,15 @@ class Best(NamedTuple):
 
 
 class Journal:
-    """metrics.jsonl: one JSON object a step, in the order of steps, each step once.
+    """Writes metrics.jsonl: one JSON object for each step, in their order, each step once.
 
-    A local file grows by each step, and stays the same file: `tail -f` follows it. A bucket's objects can't grow; there
-    the file is written anew at an interval, and by `save`.
+    Steps are appended to a local file, which `tail -f` can follow. Nothing can be appended to an object in a bucket:
+    there the whole file is written anew, now and then and by `save`.
 
     Args:
-        path: Local file or URI; steps up to `start` that it holds already are kept.
-        start: Optimizer steps that are done.
-        best: Of the checkpoints so far.
+        path: Local file or URI. Of the steps that it holds already, those up to `start` are kept.
+        start: Optimizer steps that are done: those of the checkpoint that the run goes on from.
+        best: The best checkpoint so far, by what that checkpoint says.
     """
 
     def __init__(self, path: str, start: int, best: Best | None = None) -> None:
@@ -51,7 +51,7 @@ class Journal:
         self._next_save = time.monotonic() + SAVE_EVERY_S
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a step."""
+        """Append the figures of a step."""
         self._lines.append(json.dumps({"step": step, **values}))
         self._since.append(values["reward"])
         if not self._remote:
@@ -61,7 +61,7 @@ class Journal:
             self.save()
 
     def save(self) -> None:
-        """Return when every step is in storage, to last."""
+        """Return when every step is in storage, where a crash of this machine does not take it away."""
         if not self._remote:
             with open(self._path) as file:
                 os.fsync(file.fileno())
@@ -78,7 +78,10 @@ class Journal:
         return "".join(f"{line}\n" for line in self._lines).encode()
 
     def update_best(self, step: int) -> Best | None:
-        """The best checkpoint, once `step` has one too: it is judged by the steps added since this was asked last."""
+        """Take the checkpoint of `step` into account, and return the best one so far.
+
+        A checkpoint's reward is the mean over the steps that were added since the checkpoint before.
+        """
         if self._since:
             reward = fmean(self._since)
             self._since.clear()

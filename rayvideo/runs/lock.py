@@ -1,4 +1,4 @@
-"""One driver at a time trains a run: two that resumed it at once would garble each other's checkpoints."""
+"""A lock by which only one driver at a time trains a run: two would garble each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ LOCK = ".driver"
 
 @contextmanager
 def only_driver(run_folder: str) -> Iterator[None]:
-    """Keep the run to this process; the system takes the lock back when the process ends, however it does.
+    """Hold the run's lock while the block runs; the system releases it when the process ends, however it ends.
 
-    The lock lies in the run folder. Buckets have none: there it lies on this machine, and other machines don't see it.
+    It is a file in the run folder. Files in buckets can't be locked: there it is one on this machine, and keeps out
+    only drivers on this machine.
 
     Raises:
         RecipeError: another process trains this run.
@@ -42,7 +43,7 @@ def only_driver(run_folder: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if not in_bucket and list(file.parent.iterdir()) == [file]:  # nothing was begun
+            if not in_bucket and list(file.parent.iterdir()) == [file]:  # nothing was begun, so leave no folder behind
                 file.unlink()
                 file.parent.rmdir()
 

@@ -1,6 +1,7 @@
-"""What a training does at the moment, from rank 0 to whoever shows it: a key in the cluster's own store.
+"""What a training does at the moment: rank 0 writes it down, and the driver reads and shows it.
 
-It works wherever the run folder is, needs no process, and costs a step a millisecond.
+It is kept under a key in the store of Ray's control service. That works wherever the run folder is, takes no process of
+its own, and costs a step a millisecond.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import uuid
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+# Internal: the key-value store of Ray's control service. The public way is an actor, a process more that can be lost.
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 
@@ -36,7 +38,7 @@ class News:
 
 @dataclass(frozen=True)
 class Board:
-    """Where the news are pinned, the newest in place of the one before."""
+    """Where the news is kept; what is pinned takes the place of what was there."""
 
     key: str = field(default_factory=lambda: f"rayvideo/news/{uuid.uuid4().hex}")
 
@@ -52,10 +54,10 @@ class Board:
 
 
 class Reporter:
-    """Pins the news of one worker.
+    """Pins what one worker has to say to a board.
 
     Args:
-        board: None on all ranks but 0, which have nothing to say.
+        board: None on every rank but 0: the others stay silent.
     """
 
     def __init__(self, board: Board | None) -> None:

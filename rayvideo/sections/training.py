@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from rayvideo.errors import RecipeError
+from rayvideo.paths import expand_texts
 from rayvideo.sections.base import AutoPrecision, Beta, Positive, Resources, Section
 
 
@@ -91,6 +99,14 @@ class Training(Section):
         None,
         description="'reward' also keeps the checkpoint with the highest mean training reward of the steps since the "
         "one before it, which is what a run that only pleases its judge maximises too (docs/checkpointing.md).",
+    )
+    stop_rule: str | None = Field(
+        None,
+        description="A class of yours, 'module:Class', that may end the run before its last step and choose the step "
+        "whose adapter is the product (docs/checkpointing.md). Null: the run does all of its steps.",
+    )
+    stop_options: Annotated[dict[str, Any], AfterValidator(expand_texts)] = Field(
+        {}, description="Keyword arguments of that class."
     )
     max_failures: int = Field(2, ge=0, description="Worker failures after which the run gives up.")
     cpus_per_worker: float = Field(1.0, ge=0, description="CPUs that a worker reserves.")

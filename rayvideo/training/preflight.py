@@ -17,12 +17,13 @@ from rayvideo.rewards import check_judge
 from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef, find_run, open_experiment
 from rayvideo.training import objectives
+from rayvideo.training.stop_rule import load_rule
 
 logger = logging.getLogger(__name__)
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse missing files, judges without gradient, judges that both train and report, clips that can't be made.
+    """Refuse a recipe that can't work: missing files, judges without gradient or used twice, clips that can't be made.
 
     Raises:
         UserError: one that names the key or the file, and what is allowed.
@@ -47,6 +48,7 @@ def check(recipe: Recipe) -> None:
         read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
     else:
         open_prepared(recipe)
+    load_rule(recipe.training)
     _check_model(recipe)
 
 
@@ -56,15 +58,19 @@ def _without_gradient() -> str:
     return " or ".join(map(repr, free))
 
 
-def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
-    """Refuse a name that is taken or can't be gone on with, and an MLflow that can't be logged to.
+def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunRef | None:
+    """Refuse a name that is taken, a run that can't be resumed, and an MLflow that can't be logged to.
 
     Returns:
-        The MLflow run that is gone on with, None for a new one.
+        The MLflow run of the one that is resumed, None for a new run.
 
     Raises:
         UserError: naming the run or the address, and what is allowed.
     """
+    if overrule and not resume:
+        raise RecipeError("--overrule goes on with a run that its stop rule ended: give --resume with it")
+    if overrule and recipe.training.stop_rule is None:
+        raise RecipeError("--overrule: training.stop_rule is not set, so that there is nothing to overrule")
     if resume:
         return find_run(recipe, runs.begun(recipe))
     runs.refuse_taken(recipe)

@@ -156,7 +156,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (2, 4, 6, 8, 10):
         save(tmp_path, step)
     save(tmp_path, 12, ranks=(0,))  # is being written
-    checkpoints.prune(str(tmp_path), 10, keep=2, best=4)
+    checkpoints.prune(str(tmp_path), 10, keep=2, spared=(4, None))
     assert checkpoints.steps_in(str(tmp_path)) == [4, 8, 10, 12]
     checkpoints.prune(str(tmp_path), 10, keep=1)
     assert checkpoints.steps_in(str(tmp_path)) == [10, 12]

@@ -89,7 +89,7 @@ def test_another_recipe_is_refused(tmp_path, change, message):
     [
         ({"k@": 1, "k#": 2}, {"k@": 1, "k#": 3}, r"options\.k#: .* with 2, .* with 3"),  # one name in MLflow
         ({"k@": 1, "k#": 2}, {"k@": 2, "k#": 1}, r"options\.k#: .* with 2, .* with 1"),
-        ({"a": {"b": 1}}, {"a.b": 1}, r"options\.a\.b: .*"),
+        ({"a": {"b": 1}}, {"a.b": 1}, r'options\."a\.b": .* without it, .* with 1'),
         ({"k": None}, {}, r"options: .* without it, .* with \{\}"),
         ({"k": 1}, {"k": True}, r"options\.k: .* with 1, .* with True"),
         ({"k": 1}, {"k": 1}, None),

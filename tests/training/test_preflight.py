@@ -403,12 +403,12 @@ def test_clips_without_captions_are_found_before_ray_starts(tiny_pipeline, tiny_
     assert not ray.is_initialized()
 
 
-def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False) -> None:
+def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False, overrule: bool = False) -> None:
     """The job, in this process."""
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     main = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "finetune.py"))["main"]
-    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume))
+    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume, overrule=overrule))
 
 
 def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path, monkeypatch):
@@ -422,6 +422,13 @@ def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline
         finetune(recipe, tmp_path, "tracking.uri=http://me:secret@127.0.0.1:9")
     with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
         finetune(recipe, tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="^--overrule goes on with a run that its stop rule ended: give --resume"):
+        finetune(recipe, tmp_path, overrule=True)
+    with pytest.raises(RecipeError, match="^--overrule: training.stop_rule is not set"):
+        finetune(recipe, tmp_path, resume=True, overrule=True)
+    stop = ("training.stop_rule=tests.training.test_stop_rule:Patience", "training.stop_options={patienc: 2}")
+    with pytest.raises(RecipeError, match=r"^training\.stop_options\.patienc is not .* did you mean 'patience'"):
+        finetune(recipe, tmp_path, *stop)
     assert not (tmp_path / "runs").exists()
     write_recipe(recipe)
     with pytest.raises(RecipeError, match="'first': this run exists in"):

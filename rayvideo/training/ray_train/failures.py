@@ -1,4 +1,7 @@
-"""What happens when a worker fails. Runs in Ray Train's controller, so it imports little."""
+"""What happens when a worker fails.
+
+Ray Train's controller imports this file, and workers wait for the controller: so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
+
+# Internal: what Ray Train raises for a worker whose process is gone. The public errors don't tell that from a worker
+# that raised something, and the lines for the user differ.
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from rayvideo.errors import UserError
@@ -19,11 +25,11 @@ LONGEST = 400  # characters of a reason
 
 
 class OnFailure(UserCallback):
-    """Ends the run where trying again can't help, and says so where it may.
+    """Ends the run after an error that only the user can mend; otherwise notes why workers are started again.
 
     Args:
-        run_folder: Where the reason is left for the attempt that follows.
-        board: Tells it to the driver meanwhile.
+        run_folder: Path or URI; the reason is written there for the record of the attempt that follows.
+        board: Shows the reason on the driver's terminal meanwhile.
     """
 
     def __init__(self, run_folder: str, board: Board) -> None:
@@ -35,7 +41,7 @@ class OnFailure(UserCallback):
         for error in worker_exceptions.values():
             if isinstance(error, UserError):
                 raise error
-        # One that ended takes the others with it, which say only that it is gone.
+        # When a process ends, the other workers fail too, and know no more than that it is gone. It comes first.
         ended = {rank: e for rank, e in worker_exceptions.items() if isinstance(e, WorkerHealthCheckFailedError)}
         rank, error = next(iter((ended or worker_exceptions).items()))
         why = f"worker {rank} was lost: {reason(error)}"

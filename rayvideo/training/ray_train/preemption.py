@@ -1,7 +1,9 @@
-"""Asked to stop: workers agree on a step after which they save their state and end, and the driver sees what is next.
+"""How a training is asked to stop: its workers save their state after the current step, and end.
 
-A worker is asked by SIGTERM, by Ray's notice that a node will be taken away, by Ray Train when nodes came (elastic.py),
-or by the driver, which SIGTERM and SIGINT ask.
+A worker is asked to by SIGTERM, by Ray's notice that its node will be taken away, by `elastic.py` when the number of
+workers is to change, or by the driver, when that gets SIGTERM or SIGINT itself. One worker that knows of it is enough:
+with each step's values the workers exchange whether anybody was asked (`STOP`). What happens next is the driver's
+decision: it starts other workers, or ends.
 """
 
 from __future__ import annotations
@@ -16,21 +18,29 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+# Internal: the key-value store of Ray's control service, by which a driver reaches workers in the middle of a step,
+# wherever they run. The public way is an actor, a process more that can be lost and has to be scheduled.
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
+
+# Internal: a callback that runs in the worker's main thread, where alone signal handlers can be set, after Ray has set
+# its own. The public `UserCallback` runs in the controller, and the training function in another thread.
 from ray.train.v2._internal.execution.callback import WorkerCallback
+
+# Internal: whether this worker's node is to be taken away. The public `ray.train.get_preemption_info()` makes all
+# workers wait for each other at each call.
 from ray.train.v2._internal.execution.context import get_train_context
 
 logger = logging.getLogger(__name__)
 
 STOP = "stop"
-"""Beside the values of a step, of which all workers learn the mean: above 0 if anybody was asked."""
+"""Key beside a step's values, of which all workers learn the mean: above 0 if any worker was asked to stop."""
 
-_asked = threading.Event()  # of this worker's process
+_asked = threading.Event()  # set when the worker of this process was asked
 
 
 @dataclass(frozen=True)
 class Mailbox:
-    """Where a driver leaves word for its workers: a key in the cluster's own store, which needs no process."""
+    """Where a driver leaves word for its workers that they should stop: a key in the store of Ray's control service."""
 
     key: str = field(default_factory=lambda: f"rayvideo/stop/{uuid.uuid4().hex}")
 
@@ -52,7 +62,6 @@ def ask() -> None:
 
 def asked(mailbox: Mailbox, rank: int) -> bool:
     """Whether this worker knows that it was asked to stop; others may not know yet."""
-    # Not ray.train.get_preemption_info(), for which all workers would wait for each other once more.
     notice = get_train_context().preemption_context.preemption_info
     return notice is not None or _asked.is_set() or (rank == 0 and mailbox.asked())
 
@@ -61,7 +70,7 @@ class OnSigterm(WorkerCallback):
     """Makes the first SIGTERM ask a worker, and leaves a second one to Ray. Runs in the worker's main thread."""
 
     def after_init_train_context(self) -> None:
-        """Called before training starts."""
+        """Called by Ray Train before the training function starts."""
         before = signal.getsignal(signal.SIGTERM)
 
         def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,7 @@
-"""Which checkpoints are kept. Runs in Ray Train's controller, so it imports little."""
+"""Which checkpoints are kept.
+
+Ray Train's controller imports this file, and workers wait for the controller: so it imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Retention(UserCallback):
-    """Deletes old checkpoints once a new one is whole.
+    """Deletes old checkpoints once a new one is whole; what the run's stop rule names as best so far stays.
 
     Args:
         keep: Newest ones that stay.
@@ -28,6 +31,8 @@ class Retention(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called when every worker's part of a checkpoint is in storage."""
         try:
-            prune(self._run_folder, metrics[0]["step"], self._keep, metrics[0]["best"] if self._keep_best else None)
+            told = metrics[0]  # by rank 0's call of ray.train.report
+            spared = {told["keep"], *([told["best"]] if self._keep_best else [])}
+            prune(self._run_folder, told["step"], self._keep, spared)
         except OSError as error:  # no reason to end a run: the next checkpoint tries again
             logger.warning("old checkpoints in %s can't be deleted: %s", self._run_folder, error)

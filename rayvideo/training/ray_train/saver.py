@@ -1,4 +1,4 @@
-"""One worker's side of checkpoints: writing them while training goes on, and going on from the newest good one."""
+"""What one worker does for checkpoints: it uploads them while training goes on, and loads the newest good one."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from rayvideo.runs.checkpoints import (
     upload,
 )
 from rayvideo.runs.journal import Best
+from rayvideo.runs.verdict import RuleState, verdict_of
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.plan import Plan
@@ -43,7 +44,7 @@ DEEPSPEEDS = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
-"""What DeepSpeed's shards hold beside tensors and plain values."""
+"""Classes of which DeepSpeed's shards hold objects, beside tensors and plain values."""
 
 
 class Start(NamedTuple):
@@ -54,11 +55,15 @@ class Start(NamedTuple):
     attempt: int
     """Which start of workers this is in the run's life, from 1."""
     token: str
-    """Tells this attempt's files from those of any other."""
+    """Random text in the indices of this attempt's checkpoints, which tells them from those of any other."""
     by_others: bool
     """Whether another number of workers wrote what they go on from."""
     said: str
     """Step, workers, reason and refused checkpoints, in words."""
+    rule: dict[str, Any] | None
+    """What the recipe's stop rule remembered after that step; None at the beginning, or without a rule."""
+    ended: bool
+    """Whether a verdict ended the run after that step, so that there is nothing left to do."""
 
 
 def agree(plan: Plan, rank: int, workers: int) -> Start:
@@ -73,10 +78,14 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
         put_away(plan.run_folder, refused)
         step = good.step if good else 0
         reasons = [one.why for one in refused]
-        attempt = begin_attempt(plan.run_folder, plan.call, plan.why, step, workers, reasons)
-        # Plain, because Ray Train's actor in between reads it: for a `Start` that would import this file and torch.
-        by_others = good is not None and good.state["workers"] != workers
-        start = (step, attempt.number, uuid.uuid4().hex[:8], by_others, str(attempt))
+        attempt = begin_attempt(plan.run_folder, plan.call_id, plan.start_reason, step, workers, reasons)
+        state = good.state if good else {}
+        ended = verdict_of(state) is not None and not plan.overruled
+        # A plain tuple, because it goes through an actor of Ray Train. To read a `Start`, that would import this file,
+        # and torch with it.
+        by_others = bool(state) and state["workers"] != workers
+        token = uuid.uuid4().hex[:8]
+        start = (step, attempt.number, token, by_others, str(attempt), state.get("stop_rule"), ended)
     return Start(*broadcast_from_rank_zero(start))
 
 
@@ -130,16 +139,17 @@ class Saver:
         self._workers = workers
         self._uploaded = Event()
         self._uploaded.set()
-        # One place a worker, so that kills leave no more than one behind.
+        # The same folder whenever this rank starts, so that workers that are killed leave one behind at most.
         self._folder = Path(gettempdir(), f"rayvideo-{plan.tracking.run_id}-{rank}")
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(mode=0o700)
 
-    def save(self, step: int, best: Best | None = None) -> None:
+    def save(self, step: int, best: Best | None = None, rule: RuleState | None = None) -> None:
         """Write everything that a run needs to go on after `step`, and begin to upload it.
 
         Args:
             best: The best checkpoint so far, on rank 0, which may be this one.
+            rule: What `Stopping.saved` says of the run's stop rule.
 
         Raises:
             NonFiniteError: the adapter holds NaN or Inf.
@@ -155,11 +165,11 @@ class Saver:
         save_rng(folder / _rng_file(self._rank))
         if self._rank == 0:
             self._engine.save_adapter(folder / "adapter", weights)
-            (folder / STATE).write_text(json.dumps(self._state(step, best), indent=2))
+            (folder / STATE).write_text(json.dumps(self._state(step, best, rule), indent=2))
         self._uploaded.clear()
         try:
             ray.train.report(
-                {"step": step, "best": best.step if best else None},
+                {"step": step, "best": best.step if best else None, "keep": rule.keep if rule else None},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name_of(step),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -167,7 +177,7 @@ class Saver:
                 delete_local_checkpoint_after_upload=False,  # `_upload` does, so that `close` need not wait for Ray
             )
         except BaseException:
-            self._uploaded.set()  # nothing is on its way
+            self._uploaded.set()  # or `wait` would wait for an upload that never began
             raise
 
     def wait(self) -> None:
@@ -175,11 +185,11 @@ class Saver:
         self._uploaded.wait()
 
     def close(self) -> None:
-        """Wait, and leave nothing on this machine."""
+        """Wait for the upload, and leave no files on this machine."""
         self.wait()
         shutil.rmtree(self._folder)
 
-    def _state(self, step: int, best: Best | None) -> dict[str, object]:
+    def _state(self, step: int, best: Best | None, rule: RuleState | None) -> dict[str, object]:
         recipe = self._plan.recipe
         return {
             "step": step,
@@ -187,6 +197,9 @@ class Saver:
             "global_batch": recipe.training.global_batch,
             "attempt": self._start.attempt,
             "best": best._asdict() if best else None,
+            "stop_rule": rule.state if rule else None,
+            "verdict": rule.verdict._asdict() if rule and rule.verdict else None,
+            "overruled": self._plan.overruled,
             "mlflow": self._plan.tracking.shareable(),
             "recipe": shareable(recipe),
         }
