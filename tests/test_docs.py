@@ -74,7 +74,7 @@ PYTHON = [
 ]
 """Blocks that tests run; those of the last three are tests/models/test_shapes.py, tests/training/objectives/test_own.py
 and tests/training/test_stop_rule.py."""
-LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
+LANGUAGES = {"bash", "python", "yaml", "bibtex", "diff", ""}
 
 
 WHOLE = block_of("README.md", "yaml", "# mine.yaml")

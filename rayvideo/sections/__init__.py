@@ -1,6 +1,6 @@
 """The sections of a recipe: every option, documented where it stands."""
 
-from rayvideo.sections.base import AutoPrecision, FilePath, Positive, Precision, Section
+from rayvideo.sections.base import AutoPrecision, FilePath, Positive, Precision, Section, Share
 from rayvideo.sections.data import Data
 from rayvideo.sections.editing import Editing
 from rayvideo.sections.evaluation import Evaluation, Features, Tracking
@@ -23,6 +23,7 @@ __all__ = [
     "Replicas",
     "Rewards",
     "Section",
+    "Share",
     "Tracking",
     "Training",
     "Workers",
