@@ -15,9 +15,9 @@ from pathlib import Path
 
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import join
 from rayvideo.recipe import load_recipe
 from rayvideo.runs.folder import named
+from rayvideo.storage import join
 
 HERE = Path(__file__).parent
 

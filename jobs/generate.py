@@ -13,11 +13,11 @@ import argparse
 
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import check, order, produce
 from rayvideo.paths import argument
 from rayvideo.recipe import load_recipe
 from rayvideo.settling import settle
+from rayvideo.storage import absolute
 
 
 def main(args: argparse.Namespace) -> None:

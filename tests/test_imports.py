@@ -34,7 +34,7 @@ LAYERS = (
     ("recipe",),
     ("overrides", "precision"),
     ("sections",),
-    ("paths", "staging", "weights"),
+    ("paths", "staging", "storage", "weights"),
     ("errors", "locking", "progress", "seeding"),
 )
 """The files and folders of rayvideo/, the highest first: each imports from lower lines only, never from its own."""
@@ -145,7 +145,7 @@ def test_imports_go_down_only() -> None:
         ("def f():\n    from rayvideo.menagerie import world", True),
         ("from rayvideo.rewards import Reward", False),
         ("from rayvideo.serving import wire", True),
-        ("from rayvideo.data import storage", False),
+        ("from rayvideo.data import manifest", False),
         ("from rayvideo.models import lora", False),
         ("import torch", False),
     ],

@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from rayvideo.data.containers import is_clip_name
 from rayvideo.data.lists import CLIPS, ManifestError, Row, clip_path, decoded, rows
-from rayvideo.data.storage import is_uri, join, locate
+from rayvideo.storage import is_uri, join, locate
 
 Place = tuple[pa.fs.FileSystem, str]  # a folder: the filesystem that it is on and its path there, as `locate` says
 

@@ -26,13 +26,13 @@ from ray.util.debug import log_once
 from rayvideo import sections
 from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_captioned
-from rayvideo.data.storage import join, locate, replacing
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
 from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
+from rayvideo.storage import join, locate, replacing
 
 CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvideo.data.containers import is_clip_name
-from rayvideo.data.storage import is_uri, locate, read_bytes
 from rayvideo.errors import UserError
+from rayvideo.storage import is_uri, locate, read_bytes
 
 SEPARATOR = "|||"
 BYTE_ORDER_MARK = "\ufeff"

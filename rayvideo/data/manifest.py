@@ -16,7 +16,7 @@ import pyarrow.fs
 
 from rayvideo.data import folders
 from rayvideo.data.lists import CAPTIONS, CLIPS, FORMS, BadRow, ManifestError, Row, clip_path, rows
-from rayvideo.data.storage import join, locate, parent
+from rayvideo.storage import join, locate, parent
 
 __all__ = [
     "BadRow",

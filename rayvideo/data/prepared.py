@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from rayvideo import sections
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
+from rayvideo.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
 ANEW = "prepare into a new folder"  # the mend of most of its errors

@@ -17,9 +17,9 @@ import ray
 import torch
 from torch import Tensor
 
-from rayvideo.data.storage import locate
 from rayvideo.errors import UserError
 from rayvideo.seeding import generator_for
+from rayvideo.storage import locate
 
 CACHE_BYTES = 256 * 2**20  # of rows that a process keeps once it has read them
 

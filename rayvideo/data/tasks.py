@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayvideo.data.storage import join, replacing
 from rayvideo.data.video import ClipError, read_clip
 from rayvideo.sections import Data
+from rayvideo.storage import join, replacing
 
 # How Parquet files are written. Latents are noise, which neither compresses nor repeats. Files have one row in each row
 # group, the least that can be read at once.

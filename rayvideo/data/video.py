@@ -22,8 +22,8 @@ from av.video.stream import VideoStream
 from rayvideo.data.containers import WHITELIST
 from rayvideo.data.frames import FrameError, fit
 from rayvideo.data.kinds import HEAD_BYTES, kind
-from rayvideo.data.storage import StorageError, is_uri, locate, write_bytes
 from rayvideo.errors import UserError
+from rayvideo.storage import StorageError, is_uri, locate, write_bytes
 
 # Containers round times to their ticks, Matroska to a millisecond: a frame may be shown this much early or late.
 TICK_S = 0.001

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 import pyarrow.fs
 from safetensors.torch import load_file
 
-from rayvideo.data.storage import is_file, is_uri, join, locate
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.clipfolder import ADAPTER_FILES
 from rayvideo.models import ModelError, VideoModel, load_model
 from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_file, is_uri, join, locate
 
 
 def check_generator(recipe: Recipe, adapter: str | None) -> None:

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.data.prepared import model_digest
-from rayvideo.data.storage import is_file, join, locate, read_bytes, write_lines
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import slug
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_file, join, locate, read_bytes, write_lines
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PATIENCE = 20  # the index is written at most 1/20 of the time

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation.captions import Prompt, file_name, shown
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
@@ -24,6 +23,7 @@ from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import adapter_disabled
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
+from rayvideo.storage import join
 from rayvideo.tracking import Tracker
 
 logger = logging.getLogger(__name__)

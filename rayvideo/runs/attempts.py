@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from rayvideo.data.storage import is_file, join, read_bytes, read_lines, write_bytes, write_lines
+from rayvideo.storage import is_file, join, read_bytes, read_lines, write_bytes, write_lines
 
 ATTEMPTS = "attempts.jsonl"
 LOST = "lost.json"  # why workers were lost, written by Ray Train's controller and read when the next ones start

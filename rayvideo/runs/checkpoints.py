@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.fs
 
-from rayvideo.data.storage import join, locate, read_bytes, write_bytes
 from rayvideo.errors import UserError
+from rayvideo.storage import join, locate, read_bytes, write_bytes
 
 CHECKPOINTS = "checkpoints"
 REFUSED = f"{CHECKPOINTS}/refused"

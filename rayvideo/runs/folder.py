@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from rayvideo.data.storage import StorageError, is_file, is_uri, join, read_bytes, read_summary, write_bytes
 from rayvideo.errors import RecipeError
 from rayvideo.recipe import Recipe, flatten, parse_recipe, shareable
+from rayvideo.storage import StorageError, is_file, is_uri, join, read_bytes, read_summary, write_bytes
 from rayvideo.tracking import RunRef
 
 RECIPE = "recipe.yaml"  # what the run was begun with; the folder is taken once it is there

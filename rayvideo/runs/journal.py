@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from rayvideo.data.storage import is_file, is_uri, read_bytes, read_lines, write_bytes
+from rayvideo.storage import is_file, is_uri, read_bytes, read_lines, write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from hashlib import blake2b
 from pathlib import Path
 from tempfile import gettempdir
 
-from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError
 from rayvideo.locking import locked
+from rayvideo.storage import is_uri
 
 LOCK = ".driver"
 

@@ -11,10 +11,10 @@ from sqlalchemy import make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
-from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError
 from rayvideo.paths import expand, without_login
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_uri
 
 OPTION, VARIABLE = "tracking.uri", "MLFLOW_TRACKING_URI"
 ALLOWED = "a server such as http://host:5000, or a database such as sqlite:////data/mlflow.db"

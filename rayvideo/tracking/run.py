@@ -24,11 +24,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from rayvideo.data.storage import is_uri, join
 from rayvideo.data.video import write_clip
 from rayvideo.errors import Stopped, UserError
 from rayvideo.paths import without_login, without_login_of
 from rayvideo.recipe import Recipe, flatten, shareable
+from rayvideo.storage import is_uri, join
 from rayvideo.tracking.access import AccessError, connect, quiet
 from rayvideo.tracking.address import is_server, sqlite_file, tracking_uri
 from rayvideo.tracking.origin import commit, versions

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
-from rayvideo.data.storage import is_file, join, read_lines
 from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped
 from rayvideo.evaluation.adapter import check_adapter
@@ -34,6 +33,7 @@ from rayvideo.runs.lock import only_driver
 from rayvideo.runs.verdict import Verdict, verdict_of
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
+from rayvideo.storage import is_file, join, read_lines
 from rayvideo.tracking import RunRef, Tracker, create_run, versions
 from rayvideo.training.plan import Plan
 from rayvideo.training.preflight import check_place

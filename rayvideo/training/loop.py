@@ -11,13 +11,13 @@ import ray.train.torch
 import torch
 from peft import PeftModel
 
-from rayvideo.data.storage import join
 from rayvideo.evaluation.judge import sights
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models.lora import pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.runs.journal import Journal
 from rayvideo.runs.news import Reporter
+from rayvideo.storage import join
 from rayvideo.tracking import Tracker
 from rayvideo.training.assembly import assemble
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine

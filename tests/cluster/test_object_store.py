@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rayvideo.data.storage import (
+from rayvideo.runs import checkpoints
+from rayvideo.runs.checkpoints import Part, newest_good, upload
+from rayvideo.runs.folder import copy_adapter, write_summary
+from rayvideo.runs.journal import Best, Journal
+from rayvideo.storage import (
     is_file,
     join,
     locate,
@@ -18,10 +22,6 @@ from rayvideo.data.storage import (
     replacing,
     write_bytes,
 )
-from rayvideo.runs import checkpoints
-from rayvideo.runs.checkpoints import Part, newest_good, upload
-from rayvideo.runs.folder import copy_adapter, write_summary
-from rayvideo.runs.journal import Best, Journal
 
 
 def test_a_uri_keeps_its_query():

@@ -16,7 +16,6 @@ from ray.train.collective import broadcast_from_rank_zero
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rayvideo.data.storage import join, locate
 from rayvideo.models.lora import WEIGHTS
 from rayvideo.recipe import shareable
 from rayvideo.runs.attempts import begin_attempt
@@ -33,6 +32,7 @@ from rayvideo.runs.checkpoints import (
 )
 from rayvideo.runs.journal import Best
 from rayvideo.runs.verdict import RuleState, verdict_of
+from rayvideo.storage import join, locate
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.plan import Plan
