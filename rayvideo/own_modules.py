@@ -21,12 +21,14 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayvideo.errors import RecipeError
 
 if TYPE_CHECKING:
     from rayvideo.recipe import Recipe
+
+T = TypeVar("T")
 
 PLACES = "RAYVIDEO_OWN_MODULES"
 """Environment variable with {name: file or folder} as JSON; the workers of a Ray on this machine inherit it."""
@@ -79,6 +81,23 @@ def resolve_name(name: str) -> Any:
         raise ImportError(f"{error}{hint}") from error
     except Exception as error:
         raise ImportError(_told(error)) from error
+
+
+def resolve_class(name: str, base: type[T], public: str) -> type[T]:
+    """The class that "module:Class" names, if it derives from `base`, which users know as `public`, and is finished.
+
+    Raises:
+        ImportError: its message continues a sentence that begins with the option and the name.
+    """
+    try:
+        found = resolve_name(name)
+    except ImportError as error:
+        raise ImportError(f"can't be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ImportError(f"is not a subclass of {public}")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ImportError(f"lacks {', '.join(f'{part}()' for part in lacking)}")
+    return found
 
 
 def refuse_options(key: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:

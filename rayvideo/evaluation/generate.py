@@ -63,8 +63,8 @@ def generate_clips(
         if fixed_batch:
             pairs += [pairs[-1]] * (batch_size - wanted)
         chosen = [caption for caption, _ in pairs]
-        own = [generator_for(seed, "generate", caption) for caption, seed in pairs]
-        latents = editing.normal((len(chosen), *shape), own, model.device)
+        generators = [generator_for(seed, "generate", caption) for caption, seed in pairs]
+        latents = editing.normal((len(chosen), *shape), generators, model.device)
         predict = model.guided(torch.stack([table[caption] for caption in chosen]), table[""][None], guidance)
         latents = editing.run_chain(predict, latents, model.schedule, chain)
         # Clip by clip: decoded frames, not latents, are what fills the memory.

@@ -10,7 +10,7 @@ import torch
 from rayvideo.models.base import PARTS, ModelError, Part, VideoModel
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
-from rayvideo.own_modules import resolve_name
+from rayvideo.own_modules import resolve_class
 
 __all__ = ["PARTS", "ModelError", "Normaliser", "Part", "Posterior", "VideoModel", "load_model", "resolve_family"]
 
@@ -52,14 +52,9 @@ def resolve_family(family: str) -> type[VideoModel]:
     if ":" not in family:
         raise ModelError(f"model.family {family!r} is not of the form 'module:Class'")
     try:
-        found = resolve_name(family)
+        return resolve_class(family, VideoModel, "rayvideo.models.VideoModel")  # type: ignore[type-abstract]
     except ImportError as error:
-        raise ModelError(f"model.family {family!r} can't be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, VideoModel)):
-        raise ModelError(f"model.family {family!r} is not a subclass of rayvideo.models.VideoModel")
-    if lacking := sorted(found.__abstractmethods__):
-        raise ModelError(f"model.family {family!r} lacks {', '.join(lacking)}, which docs/models.md describes")
-    return found
+        raise ModelError(f"model.family {family!r} {error}; docs/models.md says what a family offers") from error
 
 
 def _family_of(path: str | Path) -> type[VideoModel]:

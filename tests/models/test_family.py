@@ -55,7 +55,7 @@ def test_it_need_not_have_an_index(tiny_pipeline: Path, tmp_path: Path) -> None:
         (f"{__name__}:Absent", "can't be imported: module '.*' has no attribute 'Absent'"),
         (f"{__name__}:Other", "is not a subclass of rayvideo.models.VideoModel"),
         (f"{__name__}:recipe_with", "is not a subclass of rayvideo.models.VideoModel"),
-        (f"{__name__}:Unfinished", "lacks decode_frames, enable_checkpointing, .*, to, which docs/models.md describes"),
+        (f"{__name__}:Unfinished", r"lacks decode_frames\(\), enable_checkpointing\(\), .*; docs/models.md says"),
     ],
 )
 def test_a_family_that_cannot_serve_is_refused_in_a_line(tiny_pipeline: Path, family: str, message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rayvideo.errors import RecipeError
 from rayvideo.models.base import VideoModel
-from rayvideo.own_modules import resolve_name
+from rayvideo.own_modules import resolve_class
 from rayvideo.sections import Section
 from rayvideo.training.meters import Clock
 from rayvideo.training.objective import Objective
@@ -43,14 +43,9 @@ def resolve(name: str) -> type[Objective[Any]]:
         allowed = ", ".join(map(repr, names()))
         raise RecipeError(f"training.objective: {name!r} is not allowed: {allowed}, or 'module:Class' of your own")
     try:
-        found = resolve_name(name)
+        return resolve_class(name, Objective, "rayvideo.training.objective.Objective")  # type: ignore[type-abstract]
     except ImportError as error:
-        raise RecipeError(f"training.objective: {name!r} can't be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise RecipeError(f"training.objective: {name!r} is no subclass of rayvideo.training.objective.Objective")
-    if lacking := sorted(found.__abstractmethods__):
-        raise RecipeError(f"training.objective: {name!r} lacks {' and '.join(f'{one}()' for one in lacking)}")
-    return found
+        raise RecipeError(f"training.objective: {name!r} {error}") from error
 
 
 def options_of(recipe: Recipe) -> Section:
