@@ -32,17 +32,13 @@ from rayvideo.menagerie.latents import drawn_table
 from rayvideo.menagerie.quality import JUDGED, score
 from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import VideoModel, load_model
-from rayvideo.models.lora import add_lora
 from rayvideo.paths import path_argument
-from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards import load_reward
-from rayvideo.seeding import seed_for
 from rayvideo.serving.local import LocalPool
 from rayvideo.settling import settle
-from rayvideo.training.engine import Engine
-from rayvideo.training.meters import Clock
-from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 
 RECIPE = Path(__file__).parents[1] / "jobs/recipes/menagerie.yaml"
 BASE = "base"
@@ -140,13 +136,13 @@ def main() -> None:
 
 def _train(recipe: Recipe, table: LatentTable, budget_s: float) -> tuple[VideoModel, int]:
     """Train for as long as the budget lasts; the tuned model, and how many steps that were."""
-    model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], parts=("denoiser", "vae"))
-    adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-    clock = Clock(model.device)
-    rollout = rollout_for(recipe, model, table.unconditional(), clock)
-    engine = Engine(adapted, recipe.training, rollout.passes)
-    model.denoiser = engine.denoiser
-    trainer = trainer_for(rollout, recipe, table, LocalPool(recipe.reward.judges), engine, clock)
+    model, adapted, _, engine, trainer = assemble(
+        recipe,
+        table,
+        LocalPool(recipe.reward.judges),
+        torch.device("cpu"),
+        lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
+    )
     started, step = time.monotonic(), 0
     while time.monotonic() - started < budget_s:
         step += 1

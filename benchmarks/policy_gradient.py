@@ -25,9 +25,10 @@ from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import load_recipe
 from rayvideo.rewards import clamp_pixels, load_reward
 from rayvideo.seeding import seed_for
-from rayvideo.training.ddpo import Ddpo
+from rayvideo.training import objectives
 from rayvideo.training.meters import Clock
-from rayvideo.training.objective import standardised
+from rayvideo.training.objectives.ddpo import Ddpo
+from rayvideo.training.sampled import standardised
 
 RECIPE = Path(__file__).parents[1] / "jobs/recipes/menagerie.yaml"
 
@@ -49,32 +50,33 @@ def main() -> None:
         f"editing.guidance={arguments.guidance}",
     ]
     recipe = load_recipe(RECIPE, overrides)
-    model = load_model(recipe.model.path)
+    model = load_model(recipe.model.path, family=recipe.model.family)
     with TemporaryDirectory() as folder:
         table = drawn_table(model, arguments.captions, Path(folder))
         model.denoiser = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-        policy = Ddpo(recipe, model, table.unconditional(), Clock(model.device))
+        policy = objectives.build(recipe, model, table.unconditional(), Clock(model.device))
+        assert isinstance(policy, Ddpo)
         judge = load_reward(recipe.reward.judges[0])
         weights = list(lora_parameters(model.denoiser).values())
         rounds, pathwise = [], []
         for number in range(arguments.captions):
             clips = table.rows([number] * arguments.samples)
-            sampled = policy(clips, number, 0)
+            sample = policy.make(clips, number, 0)
             with torch.enable_grad():
                 # The same noise again, for a chain that carries a graph.
-                path, _ = policy._sample(clips, policy._own("sample", clips, number, 0))
-                pixels = clamp_pixels(model.decode_frames(path[-1], sampled.indices), recipe.reward.clamp)
+                path, _ = policy._sample(clips, policy._generators("sample", clips, number, 0))
+                pixels = clamp_pixels(model.decode_frames(path[-1], sample.drawn), recipe.reward.clamp)
             captions = [caption for caption in clips.captions for _ in range(pixels.shape[1])]
             rewards = judge.score(pixels.flatten(0, 1), captions).view(arguments.samples, -1).mean(1)
             advantages = standardised(rewards.detach(), arguments.samples)
             pathwise.append(_gradient((rewards / rewards.detach().std()).mean(), weights))
-            losses = (policy.loss(sampled, advantages, number, step) for step in range(policy.passes))
+            losses = (policy.loss(sample, advantages, number, step) for step in range(policy.passes))
             rounds.append(torch.stack([-_gradient(loss, weights) for loss in losses]))
 
     of_steps, truth = torch.stack(rounds), torch.stack(pathwise).mean(0)
     print("| step | σ | noise / signal | cosine |\n|---|---|---|---|")
     for step in range(policy.passes):
-        print(f"| t = {policy._grid[step]} | {policy.noisiest[step]:.3f} | {_row(of_steps[:, step], truth)}")
+        print(f"| t = {policy._chain.timesteps[step]} | {policy.noisiest[step]:.3f} | {_row(of_steps[:, step], truth)}")
     noisiest = list(policy.noisiest)
     for count in range(1, policy.passes + 1):
         print(f"| learned_steps: {count} | | {_row(of_steps[:, noisiest[:count]].sum(1), truth)}")

@@ -30,20 +30,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rayvideo.connection import ENVIRONMENT
+from rayvideo.data.table import LatentTable
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora
-from rayvideo.recipe import load_recipe
+from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards import Reward, load_reward
 from rayvideo.sections import Judge
-from rayvideo.seeding import seed_for
 from rayvideo.serving.judging import judge_rows
 from rayvideo.serving.local import LocalPool
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
-from rayvideo.training.engine import Engine
-from rayvideo.training.meters import Clock
-from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
+from rayvideo.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "jobs/recipes/menagerie.yaml"
@@ -73,29 +72,23 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        table = drawn_table(load_model(recipe.model.path), 16, Path(folder))
+        table = drawn_table(load_model(recipe.model.path, family=recipe.model.family), 16, Path(folder))
         pool = RewardPool(recipe.reward.judges)
         pool.wait_until_ready()
-        model = load_model(recipe.model.path, parts=("denoiser", "vae"))
-        adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-        clock = Clock(model.device)
-        rollout = rollout_for(recipe, model, table.unconditional(), clock)
-        engine = Engine(adapted, recipe.training, rollout.passes)
-        model.denoiser = engine.denoiser
-        local = LocalPool(recipe.reward.judges)
-        ways: dict[str, tuple[RewardPool, int]] = {
-            "remote, with overlap": (pool, 1),
-            "remote, without": (pool, 0),
-            "in process": (local, 0),
+        trainers = {
+            way: _trainer(recipe, table, judges, ahead)
+            for way, judges, ahead in (
+                ("remote, with overlap", pool, 1),
+                ("remote, without", pool, 0),
+                ("in process", LocalPool(recipe.reward.judges), 0),
+            )
         }
         seconds: dict[str, list[dict[str, float]]] = defaultdict(list)
         for step in range(steps + 1):
-            for way, (judges, ahead) in ways.items():
-                trainer = trainer_for(rollout, recipe, table, judges, engine, clock)
-                trainer._ahead = ahead
-                trainer.step(step * len(ways) + 1)
+            for way, trainer in trainers.items():
+                values = trainer.step(step + 1)
                 if step:  # the first one warms up
-                    seconds[way].append(dict(clock.seconds))
+                    seconds[way].append({phase: values[f"seconds/{phase}"] for phase in ("step", "judge")})
         pool.close()
         dist.destroy_process_group()
     print(f"{recipe.training.accumulation} micro-batches of {recipe.training.batch_size} clips, {steps} steps each.\n")
@@ -105,6 +98,19 @@ def overlap(steps: int, overrides: Sequence[str]) -> None:
         whole = statistics.median(each["step"] for each in runs)
         share = statistics.median(each["judge"] / each["step"] for each in runs)
         print(f"| {way} | {whole:.2f} | {share:.1%} | {whole / base:.2f} |")
+
+
+def _trainer(recipe: Recipe, table: LatentTable, judges: RewardPool, ahead: int) -> Trainer:
+    """One of the recipe, that makes so many micro-batches ahead of the one that is judged."""
+    trainer = assemble(
+        recipe,
+        table,
+        judges,
+        torch.device("cpu"),
+        lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
+    ).trainer
+    trainer._ahead = ahead
+    return trainer
 
 
 def calls(count: int) -> None:

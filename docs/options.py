@@ -1,4 +1,4 @@
-"""Write the tables of docs/recipes.md from the descriptions in rayvideo/sections.py: `python docs/options.py`."""
+"""Write the tables of docs/recipes.md from the descriptions in rayvideo/sections/: `python docs/options.py`."""
 
 from __future__ import annotations
 

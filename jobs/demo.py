@@ -13,11 +13,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import join
 from rayvideo.recipe import load_recipe
-from rayvideo.training.folder import named
+from rayvideo.runs.folder import named
+from rayvideo.storage import join
 
 HERE = Path(__file__).parent
 
@@ -30,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
         overrides.append(f"tracking.run_name={recipe.tracking.run_name}")
     latents = join(recipe.storage, f"{recipe.tracking.run_name}-latents")
     given = ["--recipe", args.recipe, *overrides]
+    own_modules.make_importable(recipe, args.recipe)
     start_ray(recipe)
     job("prepare", *given, "--out", latents)
     job("finetune", *given, "data.manifest=null", f"data.prepared={latents}")

@@ -20,16 +20,15 @@ from rich.console import Console
 
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import absolute, join, read_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.compare import check, evaluate
 from rayvideo.evaluation.findings import print_table
-from rayvideo.evaluation.folder import is_file, read_summary
 from rayvideo.evaluation.publish import publish, track
 from rayvideo.evaluation.report import write_report
 from rayvideo.paths import argument
 from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.settling import settle
+from rayvideo.storage import absolute, is_file, join, read_bytes, read_summary
 from rayvideo.tracking import Tracker, commit, create_run, find_run, open_experiment, run_url, ui_command, versions
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,8 @@ def main(args: argparse.Namespace) -> None:
         curve = read_bytes(metrics).decode() if is_file(metrics) else None
         write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)
         summary = publish(recipe, comparison, adapter, work, out, tracker)
-        track(recipe, comparison, work, tracker, step=trained.get("steps", 0))
+        product = trained.get("verdict") or {"step": trained.get("steps", 0)}
+        track(recipe, comparison, work, tracker, step=product["step"])
 
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     print_table(recipe, comparison, console)

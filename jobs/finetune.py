@@ -13,9 +13,9 @@ import argparse
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.recipe import load_recipe
+from rayvideo.runs.folder import named
 from rayvideo.tracking import tracking_uri, ui_command
 from rayvideo.training import preflight
-from rayvideo.training.folder import named
 from rayvideo.training.launch import finetune
 
 
@@ -24,11 +24,15 @@ def main(args: argparse.Namespace) -> None:
     own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe)
-    preflight.check_place(recipe, resume=args.resume)
+    preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
     start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
-    summary = finetune(recipe, resume=args.resume)
+    summary = finetune(recipe, resume=args.resume, overrule=args.overrule)
     for judge, score in summary["scores"].items():
         print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")
+    if verdict := summary.get("verdict"):
+        print(
+            f"Ended after step {verdict['given_at']}, with the adapter of step {verdict['step']}: {verdict['reason']}"
+        )
     print(f"Adapter after {summary['steps']} steps and {summary['seconds']:.0f} s: {summary['adapter']}")
     print(f"MLflow: {ui_command(tracking_uri(recipe))}")
 
@@ -36,4 +40,9 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = command.recipe_arguments(__doc__ or "")
     parser.add_argument("--resume", action="store_true", help="go on with the run of this tracking.run_name")
+    parser.add_argument(
+        "--overrule",
+        action="store_true",
+        help="with --resume: go on to the last step, whatever training.stop_rule said",
+    )
     command.run(main, parser)

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
-from rayvideo.data.storage import absolute
 from rayvideo.evaluation.produce import check, order, produce
 from rayvideo.paths import argument
 from rayvideo.recipe import load_recipe
 from rayvideo.settling import settle
+from rayvideo.storage import absolute
 
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"--out": args.out})
     adapter = args.adapter and absolute(args.adapter)
     check(recipe, args.captions, adapter, merge=args.merge)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from rayvideo import command
+from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
 from rayvideo.data import latents
 from rayvideo.paths import argument
@@ -19,6 +19,7 @@ from rayvideo.recipe import load_recipe
 
 def main(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
+    own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"--out": args.out})
     latents.check(recipe)
     start_ray(recipe, "data")

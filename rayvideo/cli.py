@@ -108,8 +108,8 @@ def export_lora(args: argparse.Namespace) -> None:
     """`rayvideo export diffusers` and `rayvideo export kohya`"""
     from rayvideo.models import export
 
-    (export.export_kohya if args.names == "kohya" else export.export_diffusers)(args.adapter, args.out)
-    print(args.out)
+    written = (export.export_kohya if args.names == "kohya" else export.export_diffusers)(args.adapter, args.out)
+    print(*written, sep="\n")
 
 
 def export_merged(args: argparse.Namespace) -> None:

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from rayvideo.connection import interrupt, submitted
-from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError, Stopped, UserError
 from rayvideo.paths import argument
+from rayvideo.storage import is_uri
 
 
 def recipe_arguments(description: str) -> argparse.ArgumentParser:

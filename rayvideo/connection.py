@@ -1,4 +1,4 @@
-"""The one place that starts Ray, or connects to one: what keeps it from that ends in a line with the mend."""
+"""The one place that starts Ray, or connects to a cluster; what is in the way is said in one line, with the mend."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from rayvideo import capacity, worker_path
 from rayvideo.errors import UserError
 from rayvideo.recipe import Recipe
 
-# What Ray must find in the environment before it starts; a value that the user set wins.
+# Environment variables that Ray reads when it starts; a value that the user has set is left.
 ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its core writes errors to the terminal that are none, such as on actor pools
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # some clouds give 30 s of notice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for the controller's poll: 2 s otherwise
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints every line twice
-    # Watchers that a single run does not need, at seconds of start-up each.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, what workers print comes twice
+    # Services that a single run does not need, and that cost seconds of start-up each.
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
-    "RAY_worker_niceness": "0",  # 15 otherwise: beside any other work a training would starve
+    "RAY_worker_niceness": "0",  # it is 15 otherwise, with which a training gets no core while anything else runs
 }
-# What Ray says in every job's log, and means nothing there: we start more processes than there are cores, and the actor
-# that watches for preemption is never restarted.
+# Warnings in every job's log that mean nothing there: we do start more processes than there are cores, and the actor
+# that watches for preemption, which the second one is about, is never restarted.
 NOISE = "worker processes have been started on node|has constructor arguments in the object store"
-MIN_CPUS = 4
-UNLIMITED = 10_000.0
+MIN_CPUS = 4  # logical ones that a local Ray has at least
+UNLIMITED = 10_000.0  # of each custom resource that a local Ray has
 PATIENCE_S = 10.0  # for a cluster to answer
 SESSION = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # the longest that Ray adds to TMPDIR
 LONGEST_SOCKET = 107  # bytes of a path
-SHORT = "/tmp"
-OPEN_FILES = 1024  # with fewer, Ray's processes die of it and say something else
-WANTED_FILES = 65536
+SHORT = "/tmp"  # where sockets lie if TMPDIR is too long
+OPEN_FILES = 1024  # with a lower limit Ray's processes die, with messages that name other reasons
+WANTED_FILES = 65536  # the limit that is set if it may be
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def start_ray(recipe: Recipe, *parts: capacity.Part) -> None:
         StartError: within half a minute; there is no Ray to be had.
         CapacityError: these `parts` of the recipe don't fit on this machine.
     """
-    if not ray.is_initialized():  # by jobs/demo.py
+    if not ray.is_initialized():  # jobs/demo.py starts it once for several jobs
         _initialize(recipe)
     capacity.check(recipe, parts, may_grow=not on_this_machine())
 
@@ -93,7 +93,7 @@ def _initialize(recipe: Recipe) -> None:
 
 
 def interrupt(number: int, _: object) -> None:
-    """A signal's handler: what is open is closed, as Ctrl-C does it."""
+    """Handle a signal as Ctrl-C is handled: by an exception, so that everything that is open is closed."""
     raise KeyboardInterrupt(number)
 
 
@@ -115,10 +115,13 @@ def logical_cpus(recipe: Recipe, cores: int) -> int:
 
 
 def _leave_out(pattern: str) -> None:
-    """Keep lines of Ray out of the output; RAY_DEDUP_LOGS_SKIP_REGEX, which does so too, is read at Ray's import."""
+    """Keep lines of Ray that match out of the output.
+
+    The public way is the variable RAY_DEDUP_LOGS_SKIP_REGEX, which Ray reads when it is imported: too late for us.
+    """
     for printed in (stdout_deduplicator, stderr_deduplicator):
-        own = [printed.skip_re.pattern] if printed.skip_re else []
-        printed.skip_re = re.compile("|".join(dict.fromkeys([*own, pattern])))
+        before = [printed.skip_re.pattern] if printed.skip_re else []
+        printed.skip_re = re.compile("|".join(dict.fromkeys([*before, pattern])))
 
 
 def _start(recipe: Recipe) -> None:
@@ -137,7 +140,7 @@ def _start(recipe: Recipe) -> None:
             logging_level=logging.ERROR,
             _temp_dir=folder,
         )
-    except Exception as error:  # Ray raises plain Exception too
+    except Exception as error:  # Ray raises errors of many kinds, plain `Exception` among them
         raise StartError(
             f"Ray does not start on this machine: {_words(error)}. Its own logs, if it came so far: "
             f"{folder}/session_latest/logs"
@@ -145,9 +148,9 @@ def _start(recipe: Recipe) -> None:
 
 
 def python_of_workers() -> dict[str, str]:
-    """A runtime_env with this Python's path as a shell reads it: Ray hands it to one as it is, spaces and all.
+    """A runtime_env with the path of this Python in quotes, which Ray hands to a shell; empty where it needs none.
 
-    Empty where the path needs no quotes. A cluster with such a path is one of `make cluster`, on this machine.
+    Of clusters, only those of `make cluster` can have a path that does: they run on this machine, from its checkout.
     """
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
@@ -156,7 +159,7 @@ def python_of_workers() -> dict[str, str]:
 def temporary_folder() -> str:
     """Where a local Ray keeps sockets, logs and what does not fit into memory: below RAY_TMPDIR or TMPDIR.
 
-    Paths of sockets are limited to some hundred bytes, so a long one gives way to /tmp.
+    The system limits paths of sockets to about a hundred bytes; in place of a longer one, /tmp is used.
 
     Raises:
         StartError: it can't be written.
@@ -181,8 +184,11 @@ def temporary_folder() -> str:
 
 
 def _carry_token() -> None:
-    """Give a local Ray a token that ends with it; Ray would write one into the home folder, which may be read-only."""
-    stored = os.path.expanduser("~/.ray/auth_token")  # a user without a home is no error here, as Path makes it
+    """Give a local Ray a token that lives as long as it does, unless there is one.
+
+    Ray would write one into the home folder, which may be read-only.
+    """
+    stored = os.path.expanduser("~/.ray/auth_token")  # `Path.home` would raise for a user without a home
     if not any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))) and not os.path.isfile(stored):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -219,14 +225,14 @@ def _connect(address: str) -> None:
     mend = "start the cluster, mend the address, or unset RAY_ADDRESS to run on this machine alone"
     try:
         found = services.canonicalize_bootstrap_address(address)
-    except Exception as error:  # it raises what comes
+    except Exception as error:  # it raises errors of many kinds
         raise StartError(f"{given}: {_words(error)}; {mend}") from error
     if not found or not _answers(found):
         raise StartError(f"{given}: no Ray answers there within {PATIENCE_S:g} s; {mend}")
     try:
         ensure_token_if_auth_enabled(create_token_if_missing=False)
         _refuse_elsewhere(found, given)
-        # A job has its working_dir on every node; any other driver sends this package along.
+        # Code of a submitted job is on every node, in its working_dir. Any other driver sends this package along.
         package = [] if submitted() else [Path(rayvideo.__file__).parent]
         environment = worker_path.runtime_env(package)
         ray.init(
@@ -246,7 +252,7 @@ def _connect(address: str) -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether something that speaks gRPC is there; ray.init() would wait for minutes."""
+    """Whether something answers there by gRPC, as Ray does; `ray.init` would wait for minutes to find out."""
     channel = init_grpc_channel(address)
     try:
         grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)
@@ -258,7 +264,7 @@ def _answers(address: str) -> bool:
 
 
 def _refuse_elsewhere(address: str, given: str) -> None:
-    """Refuse a machine that is no node of the cluster, on which a driver can't run."""
+    """Refuse to go on if this machine is no node of the cluster: a driver has to run on one."""
     until = time.monotonic() + PATIENCE_S
     nodes = services.GcsClient(address=address).get_all_node_info(timeout=PATIENCE_S)
     while not {node.hex() for node in nodes} & set(services.find_node_ids()):
@@ -272,5 +278,5 @@ def _refuse_elsewhere(address: str, given: str) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """An error in a line."""
+    """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,47 +1,40 @@
 """Reward fine-tuning as editing: corrupt a clip, then denoise it part of the way (paper §4.1, Eq. 3-5).
 
-Pure functions on tensors. Latents are [B, C, F, h, w]; a schedule is anything that carries diffusers' `DDIMScheduler`
-attributes, and none of these functions changes it.
+Pure functions on tensors. Latents are [B, C, F, h, w]; what noise and steps are is the `Schedule`'s business.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
+from rayvideo.schedules import Chain, Diffusion, Schedule
+
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(latents [B, C, F, h, w], timestep []) -> predicted noise of the same shape."""
+"""(latents [B, C, F, h, w], timestep []) -> what the denoiser predicts, of the same shape."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one per clip so that a clip's numbers do not depend on its batch."""
 
 
 def timesteps(scheduler: Any, num_steps: int, strength: float = 1.0) -> Tensor:
-    """The last int(strength·num_steps) timesteps of a chain of `num_steps`, descending (τ and D of the paper).
-
-    With the reference's schedule, D = 20 and τ = 0.6: 551, 501, …, 51, 1.
+    """The last int(strength·num_steps) timesteps of a diffusers scheduler's chain; see `Diffusion.chain`.
 
     Raises:
         ValueError: if no step is left to run, or more than the whole chain is asked for.
     """
-    run = int(strength * num_steps)
-    if not 1 <= run <= num_steps:
-        raise ValueError(f"strength {strength} of {num_steps} steps runs {run} steps; allowed: 1 to {num_steps}")
-    grid = copy.copy(scheduler)  # set_timesteps only assigns attributes; the caller's schedule stays as it is
-    grid.set_timesteps(num_steps)
-    return grid.timesteps[num_steps - run :].long()
+    return Diffusion(scheduler).chain(num_steps, strength).timesteps
 
 
 def corrupt(latents: Tensor, noise: Tensor, scheduler: Any, timestep: int | Tensor) -> Tensor:
     """z_t = √ᾱ_t·z_0 + √(1−ᾱ_t)·noise (Eq. 5), with one timestep for the batch or one per clip [B]."""
-    alpha = scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()].to(latents)
-    alpha = alpha.reshape(-1, *[1] * (latents.ndim - 1))
-    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    schedule = Diffusion(scheduler)
+    return schedule.corrupt(latents, noise, schedule.level(timestep))
 
 
 def normal(shape: Sequence[int], generator: Generators = None, device: torch.device | str = "cpu") -> Tensor:
@@ -62,7 +55,7 @@ def offset_noise(latents: Tensor, strength: float, generator: Generators = None)
 
 
 def guided(predict_pair: Predict, scale: float) -> Predict:
-    """Classifier-free guidance as one call on 2B latents: ε = ε_uncond + scale·(ε_cond − ε_uncond).
+    """Classifier-free guidance as one call on 2B latents: p = p_uncond + scale·(p_cond − p_uncond).
 
     `predict_pair` gets the latents twice and must condition the first B on the empty prompt (diffusers' order).
     """
@@ -83,49 +76,79 @@ def denoise(
     grad_steps: int = 1,
     checkpoint: bool = True,
 ) -> Tensor:
-    """Run the DDIM chain (η = 0) over descending `timesteps`; only the last `grad_steps` carry a gradient (K).
+    """`run_chain` over descending `timesteps` of a diffusers scheduler, for a model that predicts noise.
 
-    The last step lands on the schedule's final ᾱ, which for the reference's schedule is ᾱ_0 = 0.99915 and not 1.
-    With `checkpoint`, each gradient step keeps its input only and is run again in the backward pass.
+    Raises:
+        ValueError: more gradient steps than there are steps.
     """
-    steps = timesteps.tolist()
-    if not 0 <= grad_steps <= len(steps):
-        raise ValueError(f"grad_steps {grad_steps} of a chain of {len(steps)} steps; allowed: 0 to {len(steps)}")
-    alphas = levels(scheduler, timesteps)
+    schedule = Diffusion(scheduler)
+    grad_on = steps_with_gradient("last", grad_steps, len(timesteps))
+    return run_chain(predict, latents, schedule, schedule.over(timesteps), grad_on=grad_on, checkpoint=checkpoint)
+
+
+def steps_with_gradient(
+    which: Literal["last", "random"] | Sequence[int],
+    count: int,
+    steps: int,
+    generator: torch.Generator | None = None,
+) -> frozenset[int]:
+    """Which steps of a chain carry a gradient, counted from 0.
+
+    Args:
+        which: "last": the last `count` (K of the paper). "random": as many, drawn without replacement (DRTune, Wu et
+            al. 2024). Or the steps themselves, counted from 1; negative ones from the end, -1 is the last.
+        steps: Of the chain, D.
+
+    Raises:
+        ValueError: more steps than there are, or one that is not there.
+    """
+    if not isinstance(which, str):
+        if bad := [number for number in which if not 1 <= abs(number) <= steps]:
+            raise ValueError(f"step {bad[0]} of a chain of {steps} steps; allowed: 1 to {steps}, or -{steps} to -1")
+        return frozenset(number - 1 if number > 0 else steps + number for number in which)
+    if not 0 <= count <= steps:
+        raise ValueError(f"grad_steps {count} of a chain of {steps} steps; allowed: 0 to {steps}")
+    if which == "random":
+        return frozenset(torch.randperm(steps, generator=generator)[:count].tolist())
+    return frozenset(range(steps - count, steps))
+
+
+def run_chain(
+    predict: Predict,
+    latents: Tensor,
+    schedule: Schedule,
+    chain: Chain,
+    *,
+    grad_on: Collection[int] = (),
+    detach_input: bool = False,
+    checkpoint: bool = True,
+) -> Tensor:
+    """Denoise latents along a chain (Eq. 3, 4); the predictions of the steps `grad_on` alone carry a gradient.
+
+    Up to the first of them there is no graph at all. From there on the way through the steps themselves, which are
+    linear, is differentiated; the predictions of other steps count as constants.
+
+    Args:
+        grad_on: Steps counted from 0.
+        detach_input: Stop the gradient at the denoiser's input, so that a step is not held responsible for what later
+            predictions make of it (DRTune's stop-gradient).
+        checkpoint: Each gradient step keeps its input only, and is run again in the backward pass.
+    """
+    first = min(grad_on, default=chain.steps)
 
     def step(latents: Tensor, index: int) -> Tensor:
-        timestep = torch.tensor(steps[index], device=latents.device)
-        return ddim_step(latents, predict(latents, timestep).to(latents.dtype), alphas[index], alphas[index + 1])[0]
+        seen = latents.detach() if detach_input else latents
+        with nullcontext() if index in grad_on else torch.no_grad():
+            predicted = predict(seen, chain.timesteps[index].to(latents.device)).to(latents.dtype)
+        return schedule.step(latents, predicted, chain.levels[index], chain.levels[index + 1])[0]
 
-    first_grad = len(steps) - grad_steps
     with torch.no_grad():
-        for index in range(first_grad):
+        for index in range(first):
             latents = step(latents, index)
-    for index in range(first_grad, len(steps)):
-        if checkpoint:
+    for index in range(first, chain.steps):
+        if checkpoint and index in grad_on:
             # ZeRO-3 shows partitioned weights to the determinism check, which would refuse them.
             latents = recompute(step, latents, index, use_reentrant=False, determinism_check="none")
         else:
             latents = step(latents, index)
     return latents
-
-
-def levels(scheduler: Any, timesteps: Tensor) -> list[Tensor]:
-    """ᾱ before each step of a chain, and after its last one."""
-    return [*scheduler.alphas_cumprod[timesteps.cpu()].unbind(), torch.as_tensor(scheduler.final_alpha_cumprod)]
-
-
-def step_noise(alpha: Tensor, next_alpha: Tensor, eta: float) -> Tensor:
-    """Standard deviation σ [] of a DDIM step from level ᾱ to the next (Song et al. 2021, Eq. 16)."""
-    return eta * ((1 - next_alpha) / (1 - alpha) * (1 - alpha / next_alpha)) ** 0.5
-
-
-def ddim_step(
-    latents: Tensor, noise: Tensor, alpha: Tensor, next_alpha: Tensor, eta: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [] of one DDIM step from level ᾱ to the next (Song et al. 2021, Eq. 12 and 16):
-    estimate z_0, then add back the next level's noise. With η = 0 the step is its mean.
-    """
-    sigma = step_noise(alpha, next_alpha, eta)
-    clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-    return next_alpha**0.5 * clean + (1 - next_alpha - sigma**2) ** 0.5 * noise, sigma

@@ -8,20 +8,27 @@ they may import that.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import inspect
 import json
 import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rayvideo.recipe import Recipe
+from rayvideo.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rayvideo.recipe import Recipe
+
+T = TypeVar("T")
 
 PLACES = "RAYVIDEO_OWN_MODULES"
 """Environment variable with {name: file or folder} as JSON; the workers of a Ray on this machine inherit it."""
@@ -35,6 +42,9 @@ def make_importable(recipe: Recipe, file: str | Path) -> None:
     features = recipe.evaluation.features
     types = [judge.type for judge in (*recipe.reward.judges, *recipe.evaluation.judges)]
     types += [features.type] if features else []
+    types.append(recipe.training.objective)
+    types += [recipe.model.family] if recipe.model.family else []
+    types += [recipe.training.stop_rule] if recipe.training.stop_rule else []
     named = [kind.partition(":")[0].partition(".")[0] for kind in types if ":" in kind]
     folders = [Path(file).expanduser().parent.resolve(), Path.cwd().resolve()]
     os.environ.pop(PLACES, None)  # of another recipe
@@ -71,6 +81,55 @@ def resolve_name(name: str) -> Any:
         raise ImportError(f"{error}{hint}") from error
     except Exception as error:
         raise ImportError(_told(error)) from error
+
+
+def resolve_class(name: str, base: type[T], public: str) -> type[T]:
+    """The class that "module:Class" names, if it derives from `base`, which users know as `public`, and is finished.
+
+    Raises:
+        ImportError: its message continues a sentence that begins with the option and the name.
+    """
+    try:
+        found = resolve_name(name)
+    except ImportError as error:
+        raise ImportError(f"can't be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ImportError(f"is not a subclass of {public}")
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ImportError(f"lacks {', '.join(f'{part}()' for part in lacking)}")
+    return found
+
+
+def refuse_options(key: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options that a function, or a class's constructor, does not take, or takes and the recipe does not give.
+
+    Args:
+        key: Where the options stand in the recipe.
+        name: How the recipe names the function.
+
+    Raises:
+        RecipeError: naming the option, the nearest one that there is, and all that are allowed.
+    """
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    allowed = sorted(
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    for option in options:
+        if not takes_any and option not in allowed:
+            close = difflib.get_close_matches(option, allowed, n=1)
+            raise RecipeError(
+                f"{key}.{option} is not an option of {name!r}"
+                + (f"; did you mean {close[0]!r}?" if close else ".")
+                + f" Allowed: {', '.join(allowed) or 'none'}"
+            )
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise RecipeError(f"{key} don't fit {name!r}: {error}") from error
 
 
 def _told(error: Exception) -> str:

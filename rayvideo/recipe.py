@@ -1,6 +1,6 @@
 """One typed, frozen tree that describes a whole run.
 
-A recipe is a YAML file plus `key=value` overrides. Its sections are in sections.py; an unknown key, a
+A recipe is a YAML file plus `key=value` overrides. Its sections are in sections/; an unknown key, a
 wrong type or an impossible combination raises `RecipeError` before anything starts. Nothing is filled in from outside:
 a recipe goes whole into MLflow and summary.json, where environment variables have no business.
 """
@@ -11,17 +11,19 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 from yaml import YAMLError
 
 from rayvideo.errors import RecipeError
 from rayvideo.overrides import apply, suggest
 from rayvideo.paths import without_login
-from rayvideo.sections import Data, Editing, Evaluation, FilePath, Model, Rewards, Section, Tracking, Training
+from rayvideo.sections import Data, Editing, Evaluation, FilePath, Model, Rewards, Section, Tracking
+from rayvideo.sections import Training as AnyTraining
+from rayvideo.training import objectives
 
 LARGEST = 2**20
 """Bytes of a recipe."""
@@ -31,6 +33,20 @@ LONGEST_SHOWN = 200
 """Characters of a value in a message."""
 UNREADABLE = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError)
 """What the libraries raise for text that is no UTF-8, a number of 5000 digits, 1000 brackets."""
+
+
+if TYPE_CHECKING:
+    Training = AnyTraining
+else:
+    # Each objective brings its options along, as a section of its name.
+    brought = {name: objectives.resolve(name).Options for name in objectives.names()}
+    Training = create_model(
+        "Training",
+        __base__=AnyTraining,
+        __module__=__name__,
+        __doc__=AnyTraining.__doc__,
+        **{name: (options, options()) for name, options in brought.items() if options.model_fields},
+    )
 
 
 class Recipe(Section):
@@ -47,34 +63,20 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="Root of every random number of the run.")
 
     @model_validator(mode="after")
-    def _chain_is_long_enough(self) -> Recipe:
-        options, objective = self.editing, self.training.objective
-        if objective == "draft" and self.training.draft.noisings and options.grad_steps > 1:
-            raise ValueError(
-                f"training.draft.noisings {self.training.draft.noisings} differentiates the last step alone; set "
-                f"editing.grad_steps {options.grad_steps} to 1, or noisings to 0"
-            )
-        if objective == "ddpo" and (self.training.ddpo.learned_steps or 0) > options.steps:
-            raise ValueError(
-                f"training.ddpo.learned_steps {self.training.ddpo.learned_steps} is more than the chain's "
-                f"editing.steps {options.steps}; lower it, or set it to null for all"
-            )
-        strength = options.strength if objective == "reward" else 1.0
-        run = int(strength * options.steps)
-        if run < options.grad_steps:
-            raise ValueError(
-                f"editing.strength {strength} x editing.steps {options.steps} runs {run} steps, fewer than "
-                f"editing.grad_steps {options.grad_steps}; raise strength or steps, or lower grad_steps"
-            )
+    def _fits_its_objective(self) -> Recipe:
+        if ":" not in self.training.objective:  # one of the user's own is found later: preflight asks it
+            try:
+                objectives.check(self)
+            except RecipeError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        if self.data.frames % self.reward.segments:
-            allowed = [s for s in range(1, self.data.frames + 1) if self.data.frames % s == 0]
+        if self.reward.segments > self.data.frames:
             raise ValueError(
-                f"reward.segments {self.reward.segments} does not divide data.frames {self.data.frames}; "
-                f"allowed: {allowed}"
+                f"reward.segments {self.reward.segments} is more than data.frames {self.data.frames}, and each segment "
+                f"needs a frame; allowed: 1 to {self.data.frames}"
             )
         names = [j.name for j in (*self.reward.judges, *self.evaluation.judges)]
         if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -113,25 +115,26 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     return _parse(tree, {})
 
 
-def leaves(tree: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """What a recipe's tree holds, each with the keys and places in lists that lead there.
+def flatten(tree: Any) -> dict[str, Any]:
+    """What a recipe's tree holds, by dotted keys as overrides write them: `reward.judges.0.name`.
 
-    Lists of plain values, and empty sections, are held whole.
+    Lists of plain values, and empty sections, are held whole. A key that has a dot in it, as a judge's options may,
+    stands in quotes: no two values share a key.
     """
+    return dict(_leaves(tree, ()))
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
         children = tree.items()
     elif isinstance(tree, list | tuple) and any(isinstance(value, Mapping) for value in tree):
         children = enumerate(tree)
     if not children:
-        yield path, tree
+        yield ".".join(path), tree
     for key, value in children:
-        yield from leaves(value, (*path, key))
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """A path as overrides write it: `reward.judges.0.name`."""
-    return ".".join(map(str, path))
+        name = str(key)
+        yield from _leaves(value, (*path, json.dumps(name, ensure_ascii=False) if {".", '"'} & {*name} else name))
 
 
 def shareable(recipe: Recipe) -> dict[str, Any]:

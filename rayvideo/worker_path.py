@@ -30,10 +30,10 @@ def runtime_env(packages: Sequence[Path] = ()) -> dict[str, Any]:
 
     A Ray that this process starts needs none: its workers find them where they are.
     """
-    own = [str(path) for path in (*packages, *own_modules.places().values())]
-    if not own:
+    modules = [str(path) for path in (*packages, *own_modules.places().values())]
+    if not modules:
         return {}
     others = json.loads(os.environ.get(JOB, "{}")).get("runtime_env", {}).get("py_modules", [])
     if others:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"  # or Ray refuses that both job and driver name modules
-    return {"py_modules": [*others, *own]}
+    return {"py_modules": [*others, *modules]}

@@ -12,6 +12,7 @@ from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.sections import Lora
 from tests import clips, tiny
+from tests.watchdog import Watchdog
 
 # The same examples each time; their number is bounded, so no deadline is needed, which would depend on the machine.
 hypothesis.settings.register_profile(
@@ -22,6 +23,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Watchdog(config))
 
 
 @pytest.fixture(scope="session")

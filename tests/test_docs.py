@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,12 +29,15 @@ from rayvideo import cli
 from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
-from rayvideo.recipe import load_recipe, parse_recipe
+from rayvideo.recipe import Recipe, load_recipe, parse_recipe
 from rayvideo.rewards import Reward, check_judge, load_reward, options_of, resolve
-from rayvideo.rewards.base import BUILT_IN, check_options
 from rayvideo.rewards.hpsv2 import RELEASES
+from rayvideo.rewards.loading import BUILT_IN
+from rayvideo.rewards.options import check_options
+from rayvideo.runs.folder import figures
 from rayvideo.sections import Lora
-from rayvideo.training.folder import figures
+from rayvideo.serving.clip_reward import ClipReward
+from rayvideo.serving.local import LocalPool
 from tests.documents import ROOT, Block, Command, block_of, blocks, commands
 
 COMMANDS = commands()
@@ -58,11 +64,17 @@ PYTHON = [
     ("README.md", "python", "PeftModel"),
     ("README.md", "python", "(Reward)"),
     ("docs/rewards.md", "python", "(Reward)"),
+    ("docs/rewards.md", "python", "def blueness"),
+    ("docs/rewards.md", "python", "(ClipJudge)"),
     ("docs/checkpoints.md", "python", "LoraUNet"),
+    ("docs/models.md", "python", "(ModelScope)"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
+    ("docs/objectives.md", "python", "EarlyLook"),
+    ("docs/checkpointing.md", "python", "Verdict"),
 ]
-"""Blocks that tests run; the last one's is tests/models/test_shapes.py."""
-LANGUAGES = {"bash", "python", "yaml", "bibtex", ""}
+"""Blocks that tests run; those of the last three are tests/models/test_shapes.py, tests/training/objectives/test_own.py
+and tests/training/test_stop_rule.py."""
+LANGUAGES = {"bash", "python", "yaml", "bibtex", "diff", ""}
 
 
 WHOLE = block_of("README.md", "yaml", "# mine.yaml")
@@ -190,7 +202,7 @@ def test_an_adapter_is_exported_and_loaded_again(at_desk: Path) -> None:
     for command in lines:
         cli.main(command.words[1:])
     names: dict[str, Any] = vars(diffusers) | {"PeftAdapterMixin": PeftAdapterMixin}
-    exec(block_of(*PYTHON[3]), names)
+    exec(block_of(*PYTHON[5]), names)
     assert any("lora" in name for name, _ in names["pipe"].unet.named_parameters())
 
 
@@ -283,6 +295,64 @@ def test_rewards_page_shows_a_working_reward(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(RecipeError, match=message):
             check_judge("judges", judge.model_copy(update={"options": options}))
     monkeypatch.delitem(sys.modules, "my_rewards")
+
+
+def test_models_page_shows_a_working_family(
+    tmp_path: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_family.py").write_text(block_of("docs/models.md", "python", "(ModelScope)"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_family", raising=False)
+    family = yaml.safe_load(block_of("docs/models.md", "yaml"))["model"]["family"]
+    shutil.copytree(tiny_pipeline, tmp_path / "model")
+    file = tmp_path / "model" / "vae" / "config.json"
+    statistics = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | statistics))
+    model = load_model(tmp_path / "model", family=family, parts=("vae",))
+    mean = torch.ones(1, 4, 2, 8, 8)
+    latents = model.posterior(mean, mean).mode()
+    torch.testing.assert_close(latents[0, :, 0, 0, 0], torch.tensor([0.9, 0.4, 0.7 / 3, 0.15]))
+    with torch.no_grad():
+        decoded = model.decode_frames(latents)
+        torch.testing.assert_close(
+            decoded[0], load_model(tiny_pipeline, parts=("vae",)).decode_frames(0.18215 * mean)[0]
+        )
+    monkeypatch.delitem(sys.modules, "my_family")
+
+
+def test_rewards_page_shows_a_working_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shown(tmp_path, monkeypatch, "my_functions", PYTHON[3]) as recipe:
+        (judge,) = recipe.reward.judges
+        assert check_judge("judges", judge).reads_captions is False
+        reward = load_reward(judge)
+    frames = torch.zeros(2, 3, 8, 8)
+    frames[1, 2] = 1
+    assert reward.score(frames.requires_grad_(), ["a cat", "a cat"]).tolist() == [0, 2]
+
+
+def test_rewards_page_shows_working_judges_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shown(tmp_path, monkeypatch, "my_clips", PYTHON[4]) as recipe:
+        judges = (recipe.reward.judges[1], *recipe.evaluation.judges)
+        kinds = [check_judge("judges", judge, recipe.data) for judge in judges]
+        reward = ClipReward(LocalPool(judges), recipe.reward, recipe.data.frames, recipe.data.fps)
+        assert [kind.differentiable for kind in kinds] == [True, False]
+        drawn = torch.tensor([[0, 4, 8, 12]]).expand(2, -1)
+        decoded = reward.shown(drawn)
+        assert decoded.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]] * 2
+        pixels = torch.zeros(2, 16, 3, 8, 8)
+        pixels[1, 8:] = 0.5  # everything changes once
+        found = reward.result(reward.submit(pixels, decoded, drawn, ["a cat", "a dog"], gradient=False))
+    assert found.scores["steady"].tolist() == pytest.approx([0, -0.5 / 0.25 / 7])
+    assert found.scores["lively"].tolist() == [0, 1]
+
+
+@contextmanager
+def shown(folder: Path, patch: pytest.MonkeyPatch, module: str, block: tuple[str, str, str]) -> Iterator[Recipe]:
+    """The recipe of a page that names a module, which is the page's block and can be imported."""
+    (folder / f"{module}.py").write_text(block_of(*block))
+    patch.syspath_prepend(folder)
+    yield parse_recipe(yaml.safe_load(WHOLE) | yaml.safe_load(block_of(block[0], "yaml", module)))
+    sys.modules.pop(module, None)
 
 
 # Figures

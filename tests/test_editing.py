@@ -3,6 +3,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from rayvideo import editing
+from rayvideo.schedules import Diffusion
 from tests.tiny import REFERENCE_SCHEDULE
 
 
@@ -117,6 +118,72 @@ def test_more_gradient_steps_than_steps_are_refused(scheduler, grad_steps):
     grid = editing.timesteps(scheduler, 20, 0.3)
     with pytest.raises(ValueError, match=f"grad_steps {grad_steps} of a chain of 6"):
         editing.denoise(wavy, torch.zeros(1, 4, 1, 2, 2), scheduler, grid, grad_steps=grad_steps)
+
+
+@pytest.mark.parametrize(
+    ("which", "count", "expected"),
+    [("last", 2, {4, 5}), ("last", 0, set()), ([1, -1], 1, {0, 5}), ([3], 1, {2}), ([], 1, set())],
+)
+def test_gradient_steps_may_be_the_last_or_listed(which, count, expected):
+    assert editing.steps_with_gradient(which, count, 6) == expected
+
+
+def test_random_gradient_steps_are_drawn_anew_and_reach_every_step():
+    drawn = [editing.steps_with_gradient("random", 2, 6, torch.Generator().manual_seed(n)) for n in range(40)]
+    assert {len(each) for each in drawn} == {2}
+    assert frozenset.union(*drawn) == frozenset(range(6))
+    assert drawn[3] == editing.steps_with_gradient("random", 2, 6, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("step", [0, 7, -7])
+def test_gradient_steps_that_the_chain_lacks_are_refused(step):
+    with pytest.raises(ValueError, match=f"step {step} of a chain of 6 steps; allowed: 1 to 6, or -6 to -1"):
+        editing.steps_with_gradient([step], 1, 6)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("detach_input", [False, True])
+def test_chosen_steps_carry_a_gradient_and_the_others_count_as_constants(scheduler, detach_input, checkpoint):
+    """Against a chain written out: what a step without gradient predicts, and a detached input, are numbers."""
+    schedule = Diffusion(scheduler)
+    chain, grad_on = schedule.chain(5), {1, 3}
+    weights = torch.ones(5, requires_grad=True)
+    numbers = {timestep: number for number, timestep in enumerate(chain.timesteps.tolist())}
+
+    def predict(latents, timestep):
+        return weights[numbers[int(timestep)]] * wavy(latents, timestep)
+
+    start = torch.randn(1, 4, 2, 4, 4)
+    out = editing.run_chain(
+        predict, start, schedule, chain, grad_on=grad_on, detach_input=detach_input, checkpoint=checkpoint
+    )
+    (ours,) = torch.autograd.grad(out.square().sum(), weights)
+
+    latents = start
+    for number, timestep in enumerate(chain.timesteps):
+        predicted = predict(latents.detach() if detach_input else latents, timestep)
+        latents = schedule.step(
+            latents, predicted if number in grad_on else predicted.detach(), *chain.levels[number : number + 2]
+        )[0]
+    (expected,) = torch.autograd.grad(latents.square().sum(), weights)
+    torch.testing.assert_close(ours, expected)
+    assert [number for number, slope in enumerate(ours) if slope] == [1, 3]
+
+
+def test_a_detached_input_keeps_the_way_through_the_steps_alone(scheduler):
+    """With K = 2 the first of both steps reaches the end by DDIM's factor, not through the second prediction."""
+    schedule = Diffusion(scheduler)
+    chain = schedule.chain(20, 0.6).last(2)
+    first = torch.zeros(1, 1, 1, 1, 1, requires_grad=True)
+    predict = iter([lambda z: first + 0 * z, lambda z: 5 * z])
+    start = torch.ones_like(first)
+    out = editing.run_chain(
+        lambda z, t: next(predict)(z), start, schedule, chain, grad_on={0, 1}, detach_input=True, checkpoint=False
+    )
+    (slope,) = torch.autograd.grad(out.sum(), first)
+    before, between, after = chain.levels.double()
+    through_first = (1 - between) ** 0.5 - (between / before) ** 0.5 * (1 - before) ** 0.5
+    assert slope.item() == pytest.approx((through_first * (after / between) ** 0.5).item(), rel=1e-4)
 
 
 def test_guidance_is_one_call_with_the_unconditional_half_first():

@@ -22,7 +22,7 @@ from rayvideo.recipe import load_recipe
 
 recipe = load_recipe(sys.argv[1])
 own_modules.make_importable(recipe, sys.argv[1])
-names = [judge.type for judge in recipe.reward.judges]
+names = [recipe.model.family, *(judge.type for judge in recipe.reward.judges), recipe.training.stop_rule]
 found = [own_modules.resolve_name(name).WHERE for name in names]
 worker = "import sys; from rayvideo import own_modules as o; print(*[o.resolve_name(n).WHERE for n in sys.argv[1:]])"
 there = subprocess.run([sys.executable, "-c", worker, *names], cwd="/", capture_output=True, text=True, check=True)
@@ -34,9 +34,10 @@ print(json.dumps(told | {"places": places}))
 """
 
 
-def recipe_naming(*types: str) -> dict[str, Any]:
+def recipe_naming(*types: str, rule: str | None = None) -> dict[str, Any]:
     judges = [{"name": f"judge{number}", "type": kind} for number, kind in enumerate(types)]
-    return {"model": {"path": "m"}, "data": {"manifest": "list.txt"}, "reward": {"judges": judges}}
+    other = {"model": {"path": "m", "family": "family:Own"}, "data": {"manifest": "list.txt"}}
+    return {**other, "training": {"stop_rule": rule}, "reward": {"judges": judges}}
 
 
 def test_modules_beside_the_recipe_and_in_the_current_folder(tmp_path: Path) -> None:
@@ -50,13 +51,14 @@ def test_modules_beside_the_recipe_and_in_the_current_folder(tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text("raise RuntimeError('the one beside the recipe comes first')")
     (tmp_path / "helper.py").write_text("def late():\n    import later\n")
     (beside / "later.py").write_text("")
+    (beside / "family.py").write_text(where)
     (beside / "package" / "__init__.py").write_text("")
     (beside / "package" / "inner.py").write_text(f"from . import __name__\n{where}")
     (tmp_path / "elsewhere.py").write_text(where)
     (tmp_path / "here.py").symlink_to("elsewhere.py")
     for name in ("wandb.py", "statistics.py"):
         (tmp_path / name).write_text("raise RuntimeError('nobody asked for it')")
-    (beside / "recipe.yaml").write_text(yaml.safe_dump(recipe_naming("mine:Own", "package.inner:Own", "here:Own")))
+    (beside / "recipe.yaml").write_text(yaml.safe_dump(recipe_naming("mine:Own", "package.inner:Own", rule="here:Own")))
     (beside / "clips" / "driver.py").write_text(DRIVER)
 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -64,13 +66,14 @@ def test_modules_beside_the_recipe_and_in_the_current_folder(tmp_path: Path) -> 
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    places = [beside / "mine.py", beside / "package" / "inner.py", tmp_path / "here.py"]
+    places = [beside / "family.py", beside / "mine.py", beside / "package" / "inner.py", tmp_path / "here.py"]
     assert told["here"] == list(map(str, places))
     assert told["there"].strip() == " ".join(map(str, places))
     assert told["libraries"] == {"wandb": False, "clips": False}
     assert not told["statistics"].startswith(str(tmp_path))
     # A plain folder that only happens to be called as what a module asks for may hold anything.
     assert told["places"] == {
+        "family": str(beside / "family.py"),
         "mine": str(beside / "mine.py"),
         "helper": str(tmp_path / "helper.py"),
         "later": str(beside / "later.py"),

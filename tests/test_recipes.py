@@ -9,7 +9,7 @@ import yaml
 
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.heldout import check_held_out
-from rayvideo.recipe import load_recipe, parse_recipe
+from rayvideo.recipe import flatten, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -101,3 +101,17 @@ def test_what_is_best_is_said_by_its_measure():
     tree = load_recipe(file).model_dump(mode="json")
     for written, now in {False: None, True: "reward"}.items():
         assert parse_recipe(tree | {"training": tree["training"] | {"keep_best": written}}).training.keep_best == now
+
+
+def test_a_flat_recipe_has_one_key_for_each_value() -> None:
+    tree = {
+        "lora": {"rank": 4, "targets": ["to_q", "to_k"]},
+        "judges": [{"options": {"a": {"b": 1}, "a.b": 2, "c": {}}}],
+    }
+    assert flatten(tree) == {
+        "lora.rank": 4,
+        "lora.targets": ["to_q", "to_k"],
+        "judges.0.options.a.b": 1,
+        'judges.0.options."a.b"': 2,
+        "judges.0.options.c": {},
+    }

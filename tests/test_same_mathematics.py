@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rayvideo import editing
 from rayvideo.rewards import clamp_pixels
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
-from rayvideo.training.objective import reward_loss
+from rayvideo.schedules import Diffusion
+from rayvideo.training.pathwise import reward_loss
 from tests import reference_math as paper
 from tests.tiny import REFERENCE_SCHEDULE
 
@@ -148,9 +149,10 @@ def test_a_chain_in_fp32_with_the_schedule_as_published_stays_close():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_random_step_is_ddims(schedule, eta):
     grid = editing.timesteps(schedule, 20)
-    ours = editing.levels(schedule, grid)
+    ours = Diffusion(schedule)
+    levels = ours.over(grid).levels
     for number, (_, now, then) in enumerate(paper.levels(paper.grid(20, 1.0))):
-        mean, sigma = editing.ddim_step(CLEAN, NOISE, ours[number], ours[number + 1], eta)
+        mean, sigma = ours.step(CLEAN, NOISE, levels[number], levels[number + 1], eta)
         expected_mean, expected_sigma = paper.ddim_step(CLEAN, NOISE, now, then, eta)
         torch.testing.assert_close(mean, expected_mean)
         assert sigma.item() == pytest.approx(expected_sigma)

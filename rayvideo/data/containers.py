@@ -1,9 +1,9 @@
-"""What clips come in: one table for the reader and for folders of clips."""
+"""The containers of clips that are read: one table, for the reader and for the search through folders of clips."""
 
 from __future__ import annotations
 
-# FFmpeg guesses by content, and would also take playlists, which name other files and hosts; so it may guess among
-# these alone. Beside each stand the endings of file names by which a folder's clips are known.
+# FFmpeg's names of them, each with the endings of file names by which clips in a folder are recognised. FFmpeg guesses
+# a container by the file's content. Left alone it would take playlists too, which name other files and hosts to read.
 CONTAINERS = {
     "mov": (".mp4", ".mov", ".m4v", ".qt", ".3gp", ".3g2", ".f4v", ".mj2"),
     "matroska": (".mkv", ".webm", ".mk3d"),

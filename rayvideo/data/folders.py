@@ -22,13 +22,14 @@ import pyarrow.fs
 
 from rayvideo.data.containers import is_clip_name
 from rayvideo.data.lists import CLIPS, ManifestError, Row, clip_path, decoded, rows
-from rayvideo.data.storage import is_uri, join, locate
+from rayvideo.storage import is_uri, join, locate
 
-Place = tuple[pa.fs.FileSystem, str]  # a folder, as `locate` finds it
+Place = tuple[pa.fs.FileSystem, str]  # a folder: the filesystem that it is on and its path there, as `locate` says
 
 log = logging.getLogger(__name__)
 
-# Left behind by unpackers, file browsers and network storages. Names that begin with a dot are passed over too.
+# What unpackers, file browsers and network storages leave in folders. It is passed over, as are names that begin with a
+# dot.
 LEFTOVERS = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
 TABLES = (".csv", ".json", ".jsonl", ".parquet")
 PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")
@@ -36,7 +37,7 @@ LISTS_SHOWN = 3
 
 
 class _Names:
-    """Files by a name of theirs; one that differs in upper and lower case alone is found if there is no exact one."""
+    """Files by name. If there is none of exactly that name, one that differs in upper and lower case only is found."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self._exact = files
@@ -64,7 +65,7 @@ def clips(source: str) -> Iterator[Row]:
         captions[file] = [" ".join(_text(source, place, text).split())] if text else []
     if not (captions and all(captions.values())):
         for file, caption in _listed(source, place, files, _Names({file: file for file in found})):
-            # The text beside a clip knows it best.
+            # A .txt beside a clip counts more than a list.
             if not (file in captions and texts.find(_stem(file))):
                 captions.setdefault(file, []).append(caption)
     if not captions:
@@ -78,7 +79,7 @@ def clips(source: str) -> Iterator[Row]:
 
 
 def unread_lists(source: str) -> list[str]:
-    """What to say of the first files that may hold the captions of a folder's clips but were not read."""
+    """Lines on the first few files that may hold captions of a folder's clips: why each was not read."""
     return [f"{place} is not read: {reason}" for place, reason in islice(_unread(source), LISTS_SHOWN)]
 
 
@@ -104,12 +105,12 @@ def _unread(source: str) -> Iterator[tuple[str, str]]:
 
 
 def _listed(source: str, place: Place, files: list[str], found: _Names) -> Iterator[tuple[str, str]]:
-    """Clips, as paths from `source` or whole ones, with the captions that lists give them."""
+    """The clips that lists in the folder name, with their captions; paths start from `source` if they lie in it."""
     lists = {table: rows(join(source, table), CLIPS) for table in _tables(files) if not _unfit(join(source, table))}
     for file in files:
         if posixpath.basename(file).lower() == "videos.txt":
             lists[file] = _line_by_line(source, place, file, files)
-    speaks: dict[str, str] = {}  # which list speaks of a clip: two that speak of the same may disagree
+    listed_by: dict[str, str] = {}  # clip -> its list; two lists of the same clip may disagree, and are refused
     for name, entries in lists.items():
         missing = []
         for row in entries:
@@ -122,7 +123,7 @@ def _listed(source: str, place: Place, files: list[str], found: _Names) -> Itera
             if clip is None:
                 clip = path
                 missing.append(path)
-            other = speaks.setdefault(clip, name)
+            other = listed_by.setdefault(clip, name)
             if other != name:
                 raise ManifestError(
                     f"{source}: both {other} and {name} list {clip}; name the list that is meant as data.manifest"
@@ -133,14 +134,14 @@ def _listed(source: str, place: Place, files: list[str], found: _Names) -> Itera
 
 
 def _from_source(source: str, place: Place, path: str) -> str:
-    """A path in a list as it is from the folder `source` on, if it lies there."""
+    """A path in a list, made relative to the folder `source` if it lies in it."""
     if is_uri(path):
         return path.removeprefix(f"{source.rstrip('/')}/")
     return posixpath.normpath(path).removeprefix(f"{place[1]}/")
 
 
 def _line_by_line(source: str, place: Place, videos: str, files: list[str]) -> Iterator[Row]:
-    """videos.txt with the file of captions beside it, whose lines belong together; nothing without such a file."""
+    """The rows of a videos.txt and of the file of captions beside it, line by line; none if there is no such file."""
     prompts = _prompts(videos, files)
     if prompts is None:
         return
@@ -156,7 +157,7 @@ def _line_by_line(source: str, place: Place, videos: str, files: list[str]) -> I
 
 
 def _prompts(videos: str, files: list[str]) -> str | None:
-    """The file of captions beside a videos.txt."""
+    """The file of captions beside a videos.txt, None if there is none."""
     folder = posixpath.dirname(videos)
     beside = {file.lower(): file for file in files if posixpath.dirname(file) == folder}
     names = (posixpath.join(folder, name).lower() for name in PROMPTS)
@@ -168,13 +169,13 @@ def _tables(files: list[str]) -> list[str]:
 
 
 def _without_clip(files: list[str], endings: tuple[str, ...]) -> list[str]:
-    """Files that end like this and are not one clip's own, beside it under its name."""
+    """Files with these endings, without those that belong to one clip, beside it and named like it."""
     owned = {_stem(file).casefold() for file in files if is_clip_name(file)}
     return [file for file in files if file.lower().endswith(endings) and _stem(file).casefold() not in owned]
 
 
 def _unfit(place: str) -> str | None:
-    """Why a file is no list of clips, as its first entry shows; other tables may lie in a folder."""
+    """Why a table is no list of clips, if so, by its first entry: a folder may hold other tables as well."""
     try:
         first = next(rows(place, CLIPS), None)
     except ManifestError as error:
@@ -183,9 +184,9 @@ def _unfit(place: str) -> str | None:
 
 
 def _files(source: str, filesystem: pa.fs.FileSystem, inner: str) -> list[str]:
-    """Regular files and links to such below a folder, as paths from there, sorted, without what is passed over.
+    """Regular files below a folder, and links to such, as paths from there, sorted; `_passed_over` ones are left out.
 
-    Links to folders are not followed: they may go round.
+    Links to folders are not followed, because they may lead in a circle.
 
     Raises:
         ManifestError: a folder that may not be read, or a name that is no text.
@@ -230,7 +231,10 @@ def _stem(file: str) -> str:
 
 
 def _text(source: str, place: Place, file: str) -> str:
-    """A file of the folder; not through `read_bytes`, which would ask an object store for its region each time."""
+    """The text of a file of the folder.
+
+    Not by `read_bytes`, which would open the filesystem anew: an object store is asked for its region each time.
+    """
     filesystem, inner = place
     try:
         with filesystem.open_input_stream(posixpath.join(inner, file), compression=None) as stream:

@@ -13,8 +13,12 @@ from av.video.reformatter import Colorspace, ColorTrc, Interpolation, VideoRefor
 # PyAV names these flags from 18 on, which Python 3.10 can't have.
 FULL_CHR_H_INT, ACCURATE_RND = 0x2000, 0x40000
 INTERPOLATION = Interpolation.BICUBIC | FULL_CHR_H_INT | ACCURATE_RND
-MAX_CROPPED = 16  # times the pixels that are kept: a frame of 16384 x 2 would be blown up to fill the height
-SKEW = 0.01  # of a display matrix's scale; what cos 90° leaves in fixed point is far below
+# Most pixels of a resized frame, in units of those that are kept after cropping: to fill the height, a frame of
+# 16384 x 2 would become enormous.
+MAX_CROPPED = 16
+# Entries of a display matrix that are smaller than this share of its scale count as 0. What cos 90° leaves when it is
+# written in fixed point is far smaller.
+SKEW = 0.01
 
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 # FFmpeg's numbers of matrices (AVColorSpace), which PyAV doesn't name. swscale takes RGB, BT.709, FCC, BT.470BG,
@@ -22,7 +26,7 @@ HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 UNTAGGED = (2, 3)  # unspecified, reserved
 MATRICES = (0, 1, 4, 5, 6, 7, 9)
 OTHER_MATRICES = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT"}
-HD_LINES = 720
+HD_LINES = 720  # from so many lines on, frames that don't name their colours are taken for BT.709, as players do
 
 
 class FrameError(ValueError):
@@ -49,8 +53,8 @@ def fit(
     if tall * wide > MAX_CROPPED * height * width:
         shape = f"{frame.width} x {frame.height} pixels, each {pixel_aspect:g} times as wide as high"
         raise FrameError(f"its frames are too long and thin for {width} x {height}: {shape}")
-    # One thread: clips are decoded side by side, one core each.
     matrix = colour_matrix(frame)
+    # With one thread: clips are decoded side by side, each on a core of its own.
     resized = resize.reformat(frame, wide, tall, "rgb24", matrix, interpolation=INTERPOLATION, threads=1)
     rgb = np.asarray(resized.to_ndarray(), np.uint8)
     top, left = (tall - height) // 2, (wide - width) // 2
@@ -79,7 +83,9 @@ def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
 
 
 def colour_matrix(frame: VideoFrame) -> int | None:
-    """Which matrix leads to RGB; None for the one that the frame names. Full and limited range swscale tells itself.
+    """The matrix by which swscale converts the frame to RGB; None: the one that the frame names.
+
+    Whether its values have full or limited range, swscale reads from the frame.
 
     Raises:
         FrameError: HDR, or colours that swscale can't convert.

@@ -1,9 +1,9 @@
-"""What a file is that looks like a clip and is none, told by its first bytes."""
+"""Files that are named like clips and are something else: what they are, by their first bytes."""
 
 from __future__ import annotations
 
 HEAD_BYTES = 2**16
-"""How much of a file `kind` wants to see: what says that a PNG is animated may stand behind a colour profile."""
+"""How much of a file `kind` has to see: the mark of an animated PNG may come after a colour profile."""
 PICTURE = "a picture ({}), not a clip"
 ANIMATION = "an animated {}, which is not read; convert it to mp4"
 AUDIO = "audio ({}), no video stream"
@@ -23,7 +23,7 @@ STARTS = (
 
 
 def kind(head: bytes) -> str | None:
-    """What is said of a file that begins like this, None if its first bytes name nothing known."""
+    """What the message says of a file that begins with these bytes; None if they name nothing that is known here."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return ANIMATION.format("PNG") if b"acTL" in head else PICTURE.format("png")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":

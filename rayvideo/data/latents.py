@@ -1,6 +1,7 @@
-"""Clips to VAE posteriors and captions to embeddings, streamed by Ray Data: decode (tasks) -> encode (actors) -> keep.
+"""Clips become VAE posteriors, and captions become embeddings, once and ahead of training.
 
-`prepare_to` keeps them in a folder (`rayvideo.data.prepared`), `stream` in Ray's object store, with the same numbers.
+Ray Data streams them: tasks decode, actors encode, and the results are kept. `prepare_to` keeps them in a folder
+(`rayvideo.data.prepared`), `stream` in Ray's object store; the numbers are the same.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.debug import log_once
 
+from rayvideo import sections
 from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_captioned
-from rayvideo.data.storage import join, locate, replacing
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
 from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
+from rayvideo.storage import join, locate, replacing
 
 CLIPS_PER_SHARD = 32
 CAPTIONS_PER_CALL = 32
 REASONS_SHOWN = 3
-OUTCOME = ("id", "video", "caption", "reason")
+OUTCOME = ("id", "video", "caption", "reason")  # columns that say what became of a clip
 
 
 def open_latents(recipe: Recipe, meanwhile: Callable[[], None] = lambda: None) -> LatentTable:
@@ -53,7 +55,7 @@ def check(recipe: Recipe) -> None:
         RecipeError, ManifestError, ModelError: naming the thing and what is allowed.
     """
     _entries(recipe)
-    load_model(recipe.model.path, device="meta", parts=("text",))
+    load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
     _latent_shape(recipe)
 
 
@@ -150,7 +152,7 @@ def _entries(recipe: Recipe) -> list[Entry]:
 
 def _latent_shape(recipe: Recipe) -> tuple[int, ...]:
     data = recipe.data
-    vae = load_model(recipe.model.path, device="meta", parts=("vae",))
+    vae = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("vae",))
     return vae.latent_shape(data.frames, data.height, data.width)
 
 
@@ -184,17 +186,20 @@ def _embedded_captions(recipe: Recipe, entries: Sequence[Entry]) -> Dataset:
 
 
 def _distinct(entries: Sequence[Entry]) -> int:
-    """How many captions there are, with ""."""
+    """How many different captions there are, "" included."""
     return len({"", *(entry["caption"] for entry in entries)})
 
 
 def _dataset(table: pa.Table, rows_per_block: int) -> Dataset:
-    """Blocks of fixed rows: which clips are encoded together must not depend on the order in which they arrive."""
+    """The table in blocks that are cut ahead: which clips are encoded together must not depend on who comes first.
+
+    Results depend on that in their last bits.
+    """
     starts = range(0, len(table), rows_per_block)
     dataset = ray.data.from_arrow([table.slice(start, rows_per_block) for start in starts])
-    dataset.context.enable_progress_bars = False  # ours counts clips, not blocks of each operator
-    log_once("ray_data_progress_manager_disabled")  # no need to warn of it
-    logging.getLogger("ray.data").setLevel(logging.WARNING)  # its plan and resources at every execution
+    dataset.context.enable_progress_bars = False  # ours counts clips, Ray's the blocks of each operator
+    log_once("ray_data_progress_manager_disabled")  # Ray warns once that its bars are off: not now
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells its plan and resources at every execution
     return dataset
 
 
@@ -202,7 +207,7 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
     data = recipe.data
     return dataset.map_batches(
         encoder,
-        fn_constructor_args=(recipe.model.path, "cuda" if data.encoder_gpus else "cpu", *arguments),
+        fn_constructor_args=(recipe.model, "cuda" if data.encoder_gpus else "cpu", *arguments),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=data.encoders),
@@ -215,8 +220,8 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
 class _ClipEncoder:
     """Actor: frames to the mean and log-variance of the VAE's posterior."""
 
-    def __init__(self, model: str, device: str, shape: tuple[int, ...]) -> None:
-        self._model = load_model(model, device=device, parts=("vae",))
+    def __init__(self, model: sections.Model, device: str, shape: tuple[int, ...]) -> None:
+        self._model = load_model(model.path, family=model.family, device=device, parts=("vae",))
         self._shape = shape
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -236,8 +241,8 @@ class _ClipEncoder:
 class _CaptionEncoder:
     """Actor: captions to prompt embeddings."""
 
-    def __init__(self, model: str, device: str) -> None:
-        self._model = load_model(model, device=device, parts=("text",))
+    def __init__(self, model: sections.Model, device: str) -> None:
+        self._model = load_model(model.path, family=model.family, device=device, parts=("text",))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         embeddings = self._model.encode_prompts(table["caption"].to_pylist())
@@ -252,7 +257,7 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
     if filesystem.get_file_info(inner).type == pa.fs.FileType.File:
         return total
     blocks = (block for _, block in _blocks(_embedded_captions(recipe, entries), "caption", "embedding"))
-    first = next(blocks)  # for the schema; there is always ""
+    first = next(blocks)  # it has the schema; there is one, since "" is embedded always
     with (
         replacing(path) as (filesystem, temporary),
         pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **tasks.FORMAT) as writer,
@@ -265,7 +270,10 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
 
 
 def _blocks(dataset: Dataset, *columns: str) -> Generator[tuple[ray.ObjectRef, pa.Table]]:
-    """Run `dataset`; give its blocks as they come, as references and with these columns. To close it stops the run."""
+    """Run `dataset` and yield its blocks as they come: a reference to each, and these columns of it.
+
+    Closing the generator ends the run.
+    """
     select = ray.remote(num_cpus=0)(tasks.select)
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
@@ -282,7 +290,8 @@ def _tally(
 ) -> None:
     """Count clips as they come, with a progress bar, and collect the `rejected`; stop as soon as they are too many."""
     limit = recipe.data.max_bad_fraction
-    # Ray Data goes on with an execution until its iterator is gone, and an exception holds on to what it passed.
+    # Ray Data goes on until its iterator is closed or gone, and an exception's traceback would keep the iterator alive:
+    # hence `closing`.
     with progress("encoding clips", total) as bar, closing(outcomes):
         bar.update(done)
         for table in outcomes:

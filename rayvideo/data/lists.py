@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayvideo.data.containers import is_clip_name
-from rayvideo.data.storage import is_uri, locate, read_bytes
 from rayvideo.errors import UserError
+from rayvideo.storage import is_uri, locate, read_bytes
 
 SEPARATOR = "|||"
 BYTE_ORDER_MARK = "\ufeff"
@@ -38,13 +38,13 @@ class BadRow(NamedTuple):
     """An entry of a list that can't be used."""
 
     text: str
-    """What stands there."""
+    """The entry as the list has it."""
     reason: str
     """Names file and line, and what is allowed."""
 
 
 class Row(NamedTuple):
-    """One entry of a list; `first` is its clip or its name, either may be missing."""
+    """One entry of a list; `first` is the clip in a list of clips, and the name in a list of captions."""
 
     where: str
     first: str | None
@@ -53,14 +53,14 @@ class Row(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What a table's two columns may be called; of several in one table the one named first here is taken."""
+    """What the two columns of a table may be called; where it has several, the one that comes first here is taken."""
 
     first: tuple[str, ...]
     caption: tuple[str, ...]
     needs_first: bool
 
     def within(self, where: str, found: Iterable[str]) -> tuple[str | None, str]:
-        """What they are called among these.
+        """The names of the two among those that were found; the first may be None where it is not needed.
 
         Raises:
             ManifestError: a column is missing.
@@ -98,7 +98,7 @@ def rows(source: str, columns: Columns) -> Iterator[Row]:
         text = decoded(source, read_bytes(source))
     except OSError as error:
         raise ManifestError(f"{source} can't be read: {error}") from error
-    lines = io.StringIO(text, newline=None)  # which knows all line ends
+    lines = io.StringIO(text, newline=None)  # takes the line ends of every system
     if ending == ".csv":
         return _csv(source, lines, columns)
     if ending == ".jsonl":
@@ -117,7 +117,7 @@ def decoded(source: str, content: bytes) -> str:
         ManifestError: it is no UTF-8 text.
     """
     try:
-        # A mark may also stand inside, where lists were joined.
+        # Where files were joined, byte order marks are in the middle too.
         text = content.decode("utf-8").replace(BYTE_ORDER_MARK, "")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -128,18 +128,21 @@ def decoded(source: str, content: bytes) -> str:
 
 
 def clip_path(name: str) -> str:
-    """A path as a list may have it: from a home folder, its folders parted by Windows' backslashes."""
-    # Not `paths.expand`: a name that only begins with ~ is a name, and one with $ is as good as any.
+    """A clip's path as a list has it, with `~` and Windows' backslashes turned into what this system takes."""
+    # Not by `paths.expand`, which refuses what may well be a file's name: ~ with an unknown user, or a part with $.
     return name if is_uri(name) else os.path.expanduser(name.replace("\\", "/"))
 
 
 def is_text(value: str) -> bool:
-    """JSON can spell halves of characters, which no tokenizer takes, and zero bytes, which no path may hold."""
+    """Whether it is text that can be used.
+
+    JSON can write halves of characters, which no tokenizer takes, and zero bytes, which no path may hold.
+    """
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
 
 
 def shown(value: object) -> str:
-    """What a message shows of something that may be as long as a file."""
+    """A value as messages show it: in one line, and cut where it is long, for it may be as long as a file."""
     text = ascii(value) if not isinstance(value, str) or not is_text(value) else repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
@@ -163,7 +166,7 @@ def _bad(where: str, line: str, fault: str | None, allowed: str) -> BadRow | Non
 
 
 def _misfit(fields: Sequence[str], line: str, first: str) -> str | None:
-    """What is wrong with a line of fields."""
+    """What is wrong with a line that has fields, if anything."""
     if len(fields) not in (2, 3):
         return f"{len(fields)} fields in {shown(line)}"
     if any(field.startswith("|") or field.endswith("|") for field in fields):
@@ -176,7 +179,7 @@ def _misfit(fields: Sequence[str], line: str, first: str) -> str | None:
 
 
 def _misread(line: str) -> str | None:
-    """Why a line of captions can't be a caption: it comes from a list with other separators, or from one of clips."""
+    """Why a line can't be a caption, if so: it may belong to a list with other separators, or to one of clips."""
     if "||" in line or "\t" in line:
         return f"{shown(line)} looks like fields, but not with {SEPARATOR!r} between them"
     if is_clip_name(line):
@@ -193,7 +196,7 @@ def _csv(source: str, lines: Iterable[str], columns: Columns) -> Iterator[Row]:
             raise ManifestError(f"{source}: {' and '.join(twice)} stand in its header more than once")
         for record in reader:
             where = f"{source} line {reader.line_num}"
-            # DictReader files surplus fields under None and fills missing ones with None.
+            # DictReader puts surplus fields under the key None, and gives missing ones the value None.
             if None in record or None in record.values():
                 reason = f"{where}: needs {len(names)} fields, as its header has"
                 yield Row(where, None, None, BadRow(str(list(record.values())), reason))
@@ -211,7 +214,7 @@ def _jsonl(source: str, lines: Iterable[str], columns: Columns) -> Iterator[Row]
         text = line.strip()
         try:
             record = json.loads(line, object_pairs_hook=_each_once)
-        except (ValueError, RecursionError) as error:  # also numbers of 5000 digits and 1000 brackets
+        except (ValueError, RecursionError) as error:  # the latter for 1000 brackets within each other
             yield Row(where, None, None, BadRow(text, f"{where}: not JSON ({error}); allowed: one object a line"))
         else:
             yield _record(where, text, record, columns)

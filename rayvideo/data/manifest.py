@@ -16,7 +16,7 @@ import pyarrow.fs
 
 from rayvideo.data import folders
 from rayvideo.data.lists import CAPTIONS, CLIPS, FORMS, BadRow, ManifestError, Row, clip_path, rows
-from rayvideo.data.storage import join, locate, parent
+from rayvideo.storage import join, locate, parent
 
 __all__ = [
     "BadRow",
@@ -73,7 +73,7 @@ def read_manifest(path: str | Path, root: str | None = None) -> list[Entry]:
 
 
 def read_captioned(path: str | Path, root: str | None, max_bad_fraction: float) -> list[Entry]:
-    """What `read_manifest` reads, for a use that drops clips without a caption.
+    """What `read_manifest` reads, for those who will drop clips without a caption.
 
     Raises:
         ManifestError: also if more than this share of the clips has no caption, or none has; names lists beside them.

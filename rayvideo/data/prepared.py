@@ -1,4 +1,4 @@
-"""The folder that jobs/prepare.py fills: what lies in it, and whether it belongs to a recipe.
+"""The folder that jobs/prepare.py fills: what it holds, and whether that fits a recipe.
 
 clips/*.parquet     id int64, video, caption, mean and logvar as fp32 tensors [C, F, h, w]; one row per row group
 captions.parquet    caption, embedding [L, C]; every distinct caption and ""
@@ -20,13 +20,14 @@ import pyarrow.dataset
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from rayvideo import sections
 from rayvideo.data.manifest import Entry
-from rayvideo.data.storage import StorageError, join, locate, read_bytes, read_object, write_bytes
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
+from rayvideo.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
-ANEW = "prepare into a new folder"
+ANEW = "prepare into a new folder"  # the mend of most of its errors
 
 
 def open_prepared(recipe: Recipe) -> LatentTable:
@@ -63,7 +64,11 @@ def open_prepared(recipe: Recipe) -> LatentTable:
 
 
 def claim(folder: str, expected: dict[str, Any]) -> None:
-    """Mark a new folder as ours, or make sure that an old one was begun with the same fingerprint."""
+    """Mark an empty folder as one of jobs/prepare.py, or make sure that it was begun with the same fingerprint.
+
+    Raises:
+        DataError: it was begun with another one, or holds something else.
+    """
     filesystem, inner = locate(folder)
     summary = read_summary(folder)
     if summary is not None:
@@ -78,7 +83,7 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     data = recipe.data
     numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
     listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
-    return {"model": model_digest(recipe.model.path, ENCODING_PARTS), **numbers, **listed}
+    return {"model": model_digest(recipe.model, ENCODING_PARTS), **numbers, **listed}
 
 
 class Prepared(NamedTuple):
@@ -97,7 +102,7 @@ def clip_places(folder: str) -> dict[int, Prepared]:
     clips = join(folder, "clips")
     filesystem, inner = locate(clips)
     filesystem.create_dir(inner, recursive=True)
-    # A file whose name starts with "_" was being written when its process died; datasets pass over those.
+    # A process that died while it wrote a file has left one whose name starts with "_", which datasets leave out.
     try:
         dataset = pa.dataset.dataset(inner, filesystem=filesystem, format="parquet")
         if not dataset.files:
@@ -118,8 +123,7 @@ def clip_places(folder: str) -> dict[int, Prepared]:
 
 def write_rejected(path: str | Path, rejected: Sequence[Rejected]) -> None:
     """One JSON object a line: video, caption, reason."""
-    lines = [json.dumps(clip._asdict(), ensure_ascii=False) for clip in rejected]
-    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    write_lines(str(path), (clip._asdict() for clip in rejected))
 
 
 def read_summary(folder: str) -> dict[str, Any] | None:
@@ -144,17 +148,20 @@ def _compare(folder: str, summary: dict[str, Any], expected: dict[str, Any]) -> 
     found = summary.get("fingerprint")
     if not isinstance(found, dict) or not expected.keys() <= found.keys():
         raise DataError(f"{folder!r}: its summary.json does not say what it was prepared with; {ANEW}")
-    digests = {"manifest": "another list of clips", "model": "another VAE or text tower"}
+    digests = {"manifest": "another list of clips", "model": "another VAE or text tower, or by another model.family"}
     for key, value in expected.items():
         if found[key] != value:
             what = digests.get(key, f"data.{key} {found[key]}, not {value}")
             raise DataError(f"{folder!r} was prepared with {what}; prepare into another folder")
 
 
-def model_digest(path: str, parts: Sequence[str]) -> str:
-    """Digest of the folders of these parts of a model; of a model on the hub, its id."""
-    if not Path(path).is_dir():
-        return path
+def model_digest(model: sections.Model, parts: Sequence[str]) -> str:
+    """Digest of the folders of these parts of a model, or the id of one on the hub; and the family, if one is set."""
+    content = _folders_digest(Path(model.path), parts) if Path(model.path).is_dir() else model.path
+    return f"{model.family} {content}" if model.family else content
+
+
+def _folders_digest(path: Path, parts: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for file in sorted(Path(path, part).rglob("*")):

@@ -1,4 +1,7 @@
-"""Prepared clips by position, from Parquet files or from Ray's object store, and the order they are visited in."""
+"""Prepared clips as training reads them, and the order in which it visits them.
+
+They lie in Parquet files or in Ray's object store, and are read by their position in the table.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ import ray
 import torch
 from torch import Tensor
 
-from rayvideo.data.storage import locate
 from rayvideo.errors import UserError
 from rayvideo.seeding import generator_for
+from rayvideo.storage import locate
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 256 * 2**20  # of rows that a process keeps once it has read them
 
 
 class DataError(UserError):
@@ -92,7 +95,7 @@ class LatentTable:
 
 
 class _Rows:
-    """Rows by position, the latest ones kept."""
+    """Reads rows by position, and keeps those that were read last."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
@@ -104,7 +107,7 @@ class _Rows:
         return len(self._places)
 
     def __reduce__(self) -> tuple[type[_Rows], tuple[Sequence[Place]]]:
-        return _Rows, (self._places,)  # caches and open files stay behind
+        return _Rows, (self._places,)  # caches and open files don't travel to other processes
 
     def _load(self, index: int) -> dict[str, Any]:
         place = self._places[index]
@@ -125,7 +128,7 @@ def _open(path: str) -> pq.ParquetFile:
 
 def _value(column: pa.ChunkedArray) -> Any:
     if isinstance(column.type, pa.FixedShapeTensorType):
-        # A copy, because views would keep whole blocks of the object store alive and are read-only.
+        # A copy: a view would be read-only, and keep the whole block alive in the object store.
         return torch.from_numpy(np.array(column.combine_chunks().to_numpy_ndarray()[0]))
     return column[0].as_py()
 

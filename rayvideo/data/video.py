@@ -22,19 +22,19 @@ from av.video.stream import VideoStream
 from rayvideo.data.containers import WHITELIST
 from rayvideo.data.frames import FrameError, fit
 from rayvideo.data.kinds import HEAD_BYTES, kind
-from rayvideo.data.storage import StorageError, is_uri, locate, write_bytes
 from rayvideo.errors import UserError
+from rayvideo.storage import StorageError, is_uri, locate, write_bytes
 
-# Containers round times to their tick, at worst a millisecond (Matroska); a frame may be this early or late.
+# Containers round times to their ticks, Matroska to a millisecond: a frame may be shown this much early or late.
 TICK_S = 0.001
-MAX_PIXELS = 2**25  # of a frame, more than 8K has; a damaged header may claim any size
+MAX_PIXELS = 2**25  # of a frame: more than 8K has. A damaged header may name any size, which would be allocated.
 
 
 class ClipError(UserError):
     """A clip that must not be used; `reason` says why, the message names the file too."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(str(path), reason)  # the arguments, so that the error survives pickling between processes
+        super().__init__(str(path), reason)  # all arguments, or the error could not be pickled between processes
         self.reason = reason
 
     def __str__(self) -> str:
@@ -99,7 +99,8 @@ def write_clip(path: str | Path, frames: npt.NDArray[np.uint8], fps: float = 8, 
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"{path}: yuv420p needs an even height and width, got {height} x {width}")
-    # No B-frames: on frames of 64 pixels x264's search for them depends on what memory held before.
+    # Without B-frames: on frames of 64 pixels x264's search for them reads memory that it never wrote, so that the same
+    # pixels would not give the same bytes.
     options = {"crf": str(crf), "x264-params": "bframes=0"}
     video = io.BytesIO()
     with av.open(video, "w", format="mp4") as container:
@@ -113,10 +114,10 @@ def write_clip(path: str | Path, frames: npt.NDArray[np.uint8], fps: float = 8, 
 
 
 def _open(path: str) -> InputContainer:
-    """Odd metadata is no reason to refuse a clip, hence errors="replace"."""
+    """Open a clip with FFmpeg; metadata that is no UTF-8 is replaced, which is no reason to refuse a clip."""
     filesystem, inner = locate(path)
     if filesystem.get_file_info(inner).type not in (pa.fs.FileType.File, pa.fs.FileType.NotFound):
-        raise ClipError(path, "no regular file")  # a pipe could be waited for without end
+        raise ClipError(path, "no regular file")  # reading a pipe could wait for ever
     # `inner` is absolute: FFmpeg would take a name such as "concat:a|b" as one of its own protocols.
     source = filesystem.open_input_file(inner) if is_uri(path) else inner
     return av.open(source, metadata_errors="replace", container_options={"format_whitelist": WHITELIST})
@@ -129,7 +130,7 @@ def _head(path: str | Path) -> bytes:
 
 
 def _video(path: str | Path, container: InputContainer) -> VideoStream:
-    """The first video; covers of albums are streams too."""
+    """The first video stream that is not an album's cover, which containers store as a stream of video too."""
     streams = container.streams
     moving = [stream for stream in streams.video if not stream.disposition & Disposition.attached_pic]
     if not moving:
@@ -146,9 +147,9 @@ def _shown(
     """Frames with the time at which each leaves the screen, in seconds after the first frame.
 
     Args:
-        moving: Refuse a file that holds a single frame, for however long it is shown.
+        moving: Whether to refuse a file that holds a single frame, however long that is shown.
     """
-    stream.codec_context.thread_count = 1  # clips are decoded side by side, one core each
+    stream.codec_context.thread_count = 1  # clips are decoded side by side, each on a core of its own
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     shown: VideoFrame | None = None
     start = 0.0

@@ -18,7 +18,7 @@ from rayvideo.recipe import Recipe
 from rayvideo.rewards import load_reward
 from rayvideo.sections import Judge
 from rayvideo.serving.pool import RewardPool
-from rayvideo.training.preflight import GRADIENT_OBJECTIVES
+from rayvideo.training import objectives
 
 TRAINING = "training"
 JUDGES = "judges"
@@ -111,8 +111,7 @@ def _judges(
     recipe: Recipe, pool: RewardPool, samples: Samples, device: torch.device, *, trains: bool
 ) -> Generator[Finding, None, bool]:
     """Each judge of the pool in this process, then all in their actors; returns whether a step can be tried."""
-    frames, prompts = samples.flat()
-    learns = trains and recipe.training.objective in GRADIENT_OBJECTIVES
+    learns = trains and objectives.resolve(recipe.training.objective).needs_gradient
     here: dict[str, remote.Local] = {}
     for judge in pool.judges:
         try:
@@ -123,14 +122,14 @@ def _judges(
                 found.append(finding)
                 yield replace(finding, about=judge.name)
             if all(one.ok for one in found if one.name in ("answers", *["gradient"] * learns)):
-                here[judge.name] = remote.local(reward, frames.to(device), prompts, learns)
+                here[judge.name] = remote.local(samples.asked(reward, device), learns)
         except Exception as error:
             yield replace(failed("loads", error), about=judge.name)
     yield replace(attempt("actors", remote.loaded, pool), about=JUDGES)
     if len(here) < len(pool.judges):
         yield Finding("actor against local", None, "a judge does not answer, or has no gradient", about=JUDGES)
         return False
-    compared = attempt("actor against local", remote.compare, pool, here, frames, prompts, learns)
+    compared = attempt("actor against local", remote.compare, pool, here, learns)
     yield replace(compared, about=JUDGES)
     if learns and len(here) > 1:
         yield replace(attempt("weights", remote.weights, pool.judges, here), about=JUDGES)

@@ -10,31 +10,31 @@ from torch import Tensor
 from rayvideo.doctor import gradients, pixels, ranking
 from rayvideo.doctor.finding import Finding, attempt
 from rayvideo.doctor.samples import Samples
-from rayvideo.rewards import Reward, RewardError, load_reward
+from rayvideo.rewards import ClipJudge, Reward, RewardError, load_reward
+from rayvideo.rewards.clip_judge import at_times
 from rayvideo.sections import Judge
-from rayvideo.serving.judging import scores_of
+from rayvideo.serving.judging import plural, scores_of, singular
+from rayvideo.serving.wire import Times
 
 PROBES = 2
-"""Frames whose gradient is compared with finite differences: each takes dozens of forward passes."""
+"""Frames, or clips, whose gradient is compared with finite differences: each takes dozens of forward passes."""
 
 
 def examine_judge(judge: Judge, reward: Reward, samples: Samples, seed: int, device: torch.device) -> Iterator[Finding]:
     """One finding after another of `reward`, which is `judge` loaded on `device`; one that can't answer ends it."""
-    flat, captions = samples.flat()
-    flat = flat.to(device)
-    single, own = samples.one_each()
-    single = single.to(device)
-    first = attempt("answers", answers, reward, flat, captions)
+    reward, items, captions, single, single_captions, times = samples.asked(reward, device)
+    first = attempt("answers", answers, reward, items, captions)
     yield first
     if not first.ok:
         return
-    yield attempt("score scale", ranking.scale, reward, flat, captions)
-    yield from _gradients(judge, reward, flat, captions, (single[:PROBES], own[:PROBES]), seed, device)
-    yield attempt("own frame and caption", gradients.paired, reward, single, own)
-    yield attempt("normalisation", pixels.normalisation, reward, single, own)
-    yield attempt("resize and antialias", pixels.resize, reward, flat, captions)
-    yield attempt("clean above degraded", ranking.quality, reward, flat, captions)
-    yield attempt("right above wrong caption", ranking.caption, reward, single, own)
+    yield attempt("score scale", ranking.scale, reward, items, captions)
+    probes = single[:PROBES], single_captions[:PROBES]
+    yield from _gradients(judge, reward, items, captions, probes, seed, device, times)
+    yield attempt(f"own {singular(reward)} and caption", gradients.paired, reward, single, single_captions)
+    yield attempt("normalisation", pixels.normalisation, reward, single, single_captions)
+    yield attempt("resize and antialias", pixels.resize, reward, items, captions)
+    yield attempt("clean above degraded", ranking.quality, reward, items, captions)
+    yield attempt("right above wrong caption", ranking.caption, reward, single, single_captions)
 
 
 def from_files(judge: Judge, reward: Reward) -> Finding:
@@ -52,35 +52,40 @@ def from_files(judge: Judge, reward: Reward) -> Finding:
 
 
 @torch.no_grad()
-def answers(reward: Reward, frames: Tensor, prompts: Sequence[str]) -> Finding:
-    """One finite score a frame, and the same when asked again."""
+def answers(reward: Reward, items: Tensor, prompts: Sequence[str]) -> Finding:
+    """One finite score an item, and the same when asked again."""
     name = "answers"
     try:
-        scores, again = (scores_of(reward, frames, list(prompts)) for _ in range(2))
+        scores, again = (scores_of(reward, items, list(prompts)) for _ in range(2))
     except RewardError as error:
-        return Finding(name, False, str(error), "score() must return one number a frame, [N]")
+        return Finding(name, False, str(error), f"score() must return one number a {singular(reward)}, [N]")
     if not scores.isfinite().all():
         mend = "look for a logarithm, root or division in score(), or set the judge's dtype to fp32"
-        return Finding(name, False, f"NaN or Inf for {int((~scores.isfinite()).sum())} of {len(frames)} frames", mend)
+        return Finding(
+            name, False, f"NaN or Inf for {int((~scores.isfinite()).sum())} of {len(items)} {plural(reward)}", mend
+        )
     if not torch.allclose(scores, again, rtol=1e-3, atol=1e-6):
-        mend = "score() must be a function of frames and captions: call eval(), seed or remove what is random"
+        mend = (
+            f"score() must be a function of {plural(reward)} and captions: call eval(), seed or remove what is random"
+        )
         return Finding(name, False, "asked twice, it gave different scores", mend)
-    return Finding(name, True, f"one finite score for each of {len(frames)} frames, the same when asked again")
+    return Finding(name, True, f"one finite score for each of {len(items)} {plural(reward)}, the same when asked again")
 
 
 def _gradients(
     judge: Judge,
     reward: Reward,
-    frames: Tensor,
+    items: Tensor,
     captions: list[str],
     probes: tuple[Tensor, list[str]],
     seed: int,
     device: torch.device,
+    times: Times | None,
 ) -> Iterator[Finding]:
     if not reward.differentiable:
         yield Finding("gradient", None, "its class says differentiable = False")
         return
-    attached = attempt("gradient", gradients.attached, reward, frames, captions)
+    attached = attempt("gradient", gradients.attached, reward, items, captions)
     yield attached
     if not attached.ok:
         yield Finding("finite differences", None, "there is no gradient to compare")
@@ -88,5 +93,7 @@ def _gradients(
     exact = reward
     if judge.dtype != "fp32":
         exact = load_reward(judge.model_copy(update={"dtype": "fp32"}), device)
+        if isinstance(exact, ClipJudge) and times is not None:
+            exact = at_times(exact, times)
         yield attempt(f"gradient in {judge.dtype}", gradients.reduced, reward, exact, *probes, judge.dtype)
     yield attempt("finite differences", gradients.finite_differences, exact, *probes, seed)

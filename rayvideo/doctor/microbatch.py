@@ -8,26 +8,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import ray
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor, nn
 
 from rayvideo.data.table import LatentTable
 from rayvideo.doctor import thresholds
 from rayvideo.doctor.finding import Finding
-from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.precision import DTYPES
+from rayvideo.models.lora import lora_parameters
 from rayvideo.recipe import Recipe
 from rayvideo.sections import Workers
-from rayvideo.seeding import seed_for
 from rayvideo.serving.pool import RewardPool
-from rayvideo.training.engine import Engine, Update
-from rayvideo.training.meters import Clock
-from rayvideo.training.methods import rollout_for, trainer_for
+from rayvideo.training import objectives
+from rayvideo.training.assembly import assemble
+from rayvideo.training.engine import Update
+from rayvideo.training.objective import Objective
 
 LOSS_SCALE = 2.0**16  # DeepSpeed's first one for fp16
 RESET_PEAK = Path("/proc/self/clear_refs")
@@ -35,10 +34,10 @@ GIB = 2**30
 
 
 class PlainEngine:
-    """What a trainer asks of `Engine`, with plain gradients that stay where they are."""
+    """An `Engine` of plain gradients, which stay where they are."""
 
     def __init__(self, denoiser: nn.Module, loss_scale: float) -> None:
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         self._scale = loss_scale
 
     def backward(self, loss: Tensor) -> None:
@@ -47,7 +46,7 @@ class PlainEngine:
 
     def step(self, lr: float) -> Update:
         """Undo the scale; nothing is updated."""
-        gradients = [p.grad.div_(self._scale) for p in lora_parameters(self._denoiser).values() if p.grad is not None]
+        gradients = [p.grad.div_(self._scale) for p in lora_parameters(self.denoiser).values() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         return Update(norm, True)
 
@@ -55,13 +54,13 @@ class PlainEngine:
 def shortened(recipe: Recipe) -> Recipe:
     """The recipe with one worker and one optimizer step of two micro-batches at most: two graphs are alive at once."""
     options = recipe.training
-    alone = options.objective in ("rwr", "ddpo") and options.batch_size == 1  # samples are compared with each other
+    objective = objectives.resolve(options.objective)
+    alone = objective.compares_samples and options.batch_size == 1
     accumulation = 2 if alone else min(2, options.accumulation)
     changes = {
         "workers": Workers(min=1, max=1),
         "accumulation": accumulation,
         "samples_per_caption": math.gcd(options.samples_per_caption, accumulation * options.batch_size),
-        "ddpo": options.ddpo.model_copy(update={"updates": 1}),
     }
     return recipe.model_copy(update={"training": options.model_copy(update=changes)})
 
@@ -70,24 +69,22 @@ def examine(recipe: Recipe, table: LatentTable, pool: RewardPool, device: torch.
     """Run the step; what it says of saturation, of the adapter's gradient, and of memory."""
     recipe = shortened(recipe)
     dtype = recipe.training.precision
-    model = load_model(recipe.model.path, dtype=DTYPES[dtype], device=device, parts=("denoiser", "vae"))
-    if recipe.model.checkpointing in ("blocks", "both"):
-        model.enable_checkpointing()
-    model.denoiser = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-    clock = Clock(device)
-    engine = cast(Engine, PlainEngine(model.denoiser, LOSS_SCALE if dtype == "fp16" else 1.0))
+
+    def make_engine(adapted: PeftModel, objective: Objective[Any]) -> PlainEngine:
+        return PlainEngine(adapted, LOSS_SCALE if dtype == "fp16" else 1.0)
+
     with _alone(device):
-        rollout = rollout_for(recipe, model, table.unconditional(), clock)
-        trainer = trainer_for(rollout, recipe, table, pool, engine, clock)
+        built = assemble(recipe, table, pool, device, make_engine)
+        built.objective.update_count = 1  # nothing is updated: more would be the same again
         before = _start_memory(device)
         try:
-            values = trainer.step(1)
+            values = built.trainer.step(1)
         except torch.cuda.OutOfMemoryError as error:
             yield Finding("memory", False, str(error).splitlines()[0], MEMORY_MEND)
             return
         peak = _peak_memory(device)
     yield saturation(values["saturation"], recipe.reward.clamp)
-    yield adapter_gradient({name: p.grad for name, p in lora_parameters(model.denoiser).items()})
+    yield adapter_gradient({name: p.grad for name, p in lora_parameters(built.adapted).items()})
     micro_batches = f"{recipe.training.accumulation} micro-batch{'es' * (recipe.training.accumulation > 1)}"
     what = f"{micro_batches} of {recipe.training.batch_size} clips, {values['seconds/step']:.1f} s"
     yield memory(before, peak, device, what)

@@ -10,13 +10,12 @@ from tempfile import TemporaryDirectory
 import pyarrow.fs
 from safetensors.torch import load_file
 
-from rayvideo.data.storage import is_uri, join, locate
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.clipfolder import ADAPTER_FILES
-from rayvideo.evaluation.folder import is_file
 from rayvideo.models import ModelError, VideoModel, load_model
 from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_file, is_uri, join, locate
 
 
 def check_generator(recipe: Recipe, adapter: str | None) -> None:
@@ -30,7 +29,7 @@ def check_generator(recipe: Recipe, adapter: str | None) -> None:
     for name in ADAPTER_FILES if adapter else ():
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
-    model, data = load_model(recipe.model.path, device="meta"), recipe.data
+    model, data = load_model(recipe.model.path, family=recipe.model.family, device="meta"), recipe.data
     model.latent_shape(data.frames, data.height, data.width)
     if adapter is not None:
         check_adapter(model, adapter)

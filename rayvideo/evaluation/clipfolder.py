@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.fs
 
 from rayvideo.data.prepared import model_digest
-from rayvideo.data.storage import join, locate, read_bytes, write_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import slug
-from rayvideo.evaluation.folder import is_file
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_file, join, locate, read_bytes, write_lines
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PATIENCE = 20  # the index is written at most 1/20 of the time
@@ -49,7 +48,7 @@ def settings(recipe: Recipe, adapter: str | None, *, merge: bool) -> dict[str, A
     """Everything that a clip depends on, besides caption, seed and steps."""
     data = recipe.data
     return {
-        "model": model_digest(recipe.model.path, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+        "model": model_digest(recipe.model, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
         "adapter": [digest(read_bytes(join(adapter, name))) for name in ADAPTER_FILES] if adapter else None,
         "merged": merge,
         "precision": recipe.training.precision,
@@ -118,7 +117,6 @@ class Index:
     def write(self) -> None:
         """Write the whole file, atomically; works in a bucket, where nothing can be appended."""
         started = time.monotonic()
-        lines = [json.dumps(row._asdict(), ensure_ascii=False) for row in (*self._done.values(), *self._bad)]
-        write_bytes(self._path, "".join(f"{line}\n" for line in lines).encode())
+        write_lines(self._path, (row._asdict() for row in (*self._done.values(), *self._bad)))
         self._written = time.monotonic()
         self._cost = self._written - started

@@ -107,12 +107,12 @@ def check(recipe: Recipe, adapter: str | None) -> None:
         EvaluationError: clips are too short to measure, there are no captions, no adapter where one should be, or no
             such class as the features'.
         ManifestError: captions or reference clips can't be read.
-        RecipeError: a judge's files or options can't be right, or it both trains and reports.
+        RecipeError: a judge's files or options can't be right, it asks for longer clips, or it both trains and reports.
         ModelError: the model is incomplete, or the adapter is not of it or untrained.
     """
     for section, judges in (("reward", recipe.reward.judges), ("evaluation", recipe.evaluation.judges)):
         for number, judge in enumerate(judges):
-            check_judge(f"{section}.judges.{number}", judge)
+            check_judge(f"{section}.judges.{number}", judge, recipe.data)
     if recipe.evaluation.features:
         resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
@@ -260,7 +260,7 @@ def _read_reference(
 
 
 def _score(recipe: Recipe, pool: RewardPool, clips: Clips, captions: Sequence[str]) -> list[dict[str, float]]:
-    scores = judge_clips(pool, clips.pixels, captions, recipe.reward.segments)
+    scores = judge_clips(recipe, pool, clips.pixels, captions)
     return [
         {**{judge: raw[i].item() for judge, raw in scores.items()}, **measures}
         for i, measures in enumerate(clips.measures)

@@ -54,7 +54,7 @@ def generate_clips(
     if len(captions) != len(seeds):
         raise ValueError(f"every clip needs a caption and a seed: got {len(captions)} captions, {len(seeds)} seeds")
     table = embed_captions(model, captions) if embeddings is None else embeddings
-    grid = editing.timesteps(model.scheduler, steps, 1.0)
+    chain = model.schedule.chain(steps)
     shape = model.latent_shape(frames, height, width)
     clips = []
     for start in range(0, len(captions), batch_size):
@@ -63,10 +63,10 @@ def generate_clips(
         if fixed_batch:
             pairs += [pairs[-1]] * (batch_size - wanted)
         chosen = [caption for caption, _ in pairs]
-        own = [generator_for(seed, "generate", caption) for caption, seed in pairs]
-        latents = editing.normal((len(chosen), *shape), own, model.device)
+        generators = [generator_for(seed, "generate", caption) for caption, seed in pairs]
+        latents = editing.normal((len(chosen), *shape), generators, model.device)
         predict = model.guided(torch.stack([table[caption] for caption in chosen]), table[""][None], guidance)
-        latents = editing.denoise(predict, latents, model.scheduler, grid, grad_steps=0, checkpoint=False)
+        latents = editing.run_chain(predict, latents, model.schedule, chain)
         # Clip by clip: decoded frames, not latents, are what fills the memory.
         clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents[:wanted]]
         if told:

@@ -1,4 +1,7 @@
-"""A clip's score: the judge's raw score of the first frame of each segment, averaged, without attenuation."""
+"""A clip's score: a judge's raw scores of the first frame of each segment, averaged, or what a judge of clips says.
+
+There is no attenuation.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from rayvideo.evaluation.generate import to_frames
 from rayvideo.recipe import Recipe
 from rayvideo.rewards.temporal import sample_segments
+from rayvideo.serving.clip_reward import ClipReward
 from rayvideo.serving.pool import RewardPool
 
 
@@ -22,16 +26,19 @@ def judged_frames(pixels: npt.NDArray[np.uint8], segments: int) -> Tensor:
 
 def sights(recipe: Recipe, pool: RewardPool, frames: Tensor) -> dict[str, str]:
     """Judge -> in words, what it gets to see of a clip, by frames [..., 3, H, W] such as it is sent."""
-    sent = f"{recipe.reward.segments} of {recipe.data.frames} frames at {recipe.data.fps:g} fps"
-    return {judge: f"{sent}, {sight}" for judge, sight in pool.sights(frames).items()}
+    return _reward(recipe, pool).sights(frames)
 
 
 def judge_clips(
-    pool: RewardPool, pixels: npt.NDArray[np.uint8], captions: Sequence[str], segments: int
+    recipe: Recipe, pool: RewardPool, pixels: npt.NDArray[np.uint8], captions: Sequence[str]
 ) -> dict[str, Tensor]:
     """Judge -> raw score [N] of clips [N, F, H, W, 3]; judges without a gradient serve as well."""
-    frames = judged_frames(pixels, segments)
-    repeated = [caption for caption in captions for _ in range(segments)]
-    pending = pool.submit(frames.flatten(0, 1), repeated, gradient=False)
-    pool.result(pending)
-    return {name: scores.view(-1, segments).mean(1) for name, scores in pending.raw.items()}
+    reward = _reward(recipe, pool)
+    drawn = sample_segments(len(pixels), pixels.shape[1], recipe.reward.segments, random=False)
+    shown = reward.shown(drawn)
+    frames = to_frames(pixels[np.arange(len(pixels))[:, None], shown.numpy()])
+    return reward.result(reward.submit(frames, shown, drawn, captions, gradient=False)).by_clip()
+
+
+def _reward(recipe: Recipe, pool: RewardPool) -> ClipReward:
+    return ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)

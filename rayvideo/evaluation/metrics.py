@@ -6,6 +6,7 @@ contrast: a clip that only became more vivid changes by more per frame, yet neit
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -157,16 +158,25 @@ def kid(generated: Tensor, reference: Tensor, *, subsets: int = 50, size: int = 
 
     Each is the unbiased squared MMD with the kernel (x·y / D + 1)^3 of min(size, N, M) rows of both; it may be a little
     below 0 when the two come from one distribution. Mean and standard deviation over the draws are what is reported.
+    The draws are a function of `seed`: of each, first the rows of `reference`, then those of `generated`.
     """
-    from torchmetrics.image.kid import poly_mmd  # takes seconds, which only this function should cost
+    from torchmetrics.image.kid import KernelInceptionDistance  # takes seconds, which only this function should cost
 
-    size = min(size, len(generated), len(reference))
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(rows: Tensor) -> Tensor:
-        return rows[torch.randperm(len(rows), generator=generator)[:size]].double()
-
-    return torch.stack([poly_mmd(draw(reference), draw(generated)) for _ in range(subsets)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that features take memory: so few don't
+        # Of one subset, so that each call of `compute` is a draw; without a cache, so that each is another one.
+        metric = KernelInceptionDistance(
+            feature=nn.Identity(),
+            subsets=1,
+            subset_size=min(size, len(generated), len(reference)),
+            compute_with_cache=False,
+            sync_on_compute=False,
+        )
+    metric.update(reference.double(), real=True)
+    metric.update(generated.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # the metric draws from the global generator, which is put back
+        torch.default_generator.manual_seed(seed)
+        return torch.stack([metric.compute()[0] for _ in range(subsets)])
 
 
 def _luma(clip: Tensor) -> Tensor:

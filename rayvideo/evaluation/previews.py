@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation.captions import Prompt, file_name, shown
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
@@ -24,6 +23,7 @@ from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import adapter_disabled
 from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
+from rayvideo.storage import join
 from rayvideo.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
     if not captions:
         return {}
     logger.info("embedding %d captions of previews", len(captions))
-    return embed_captions(load_model(recipe.model.path, parts=("text",)), captions)
+    return embed_captions(load_model(recipe.model.path, family=recipe.model.family, parts=("text",)), captions)
 
 
 class Previews:
@@ -133,12 +133,12 @@ class Previews:
         share = math.ceil(len(self._prompts) / self._world_size)
         # Ranks without a prompt of their own repeat the first, so that all run the same forward passes.
         padded = self._prompts + [self._prompts[0]] * (share * self._world_size - len(self._prompts))
-        own = padded[self._rank * share : (self._rank + 1) * share]
+        chosen = padded[self._rank * share : (self._rank + 1) * share]
         options, data = self._recipe.evaluation, self._recipe.data
         clips = generate_clips(
             self._model,
-            [prompt.caption for prompt in own],
-            [prompt.seed for prompt in own],
+            [prompt.caption for prompt in chosen],
+            [prompt.seed for prompt in chosen],
             steps=options.steps[0],
             guidance=options.guidance,
             frames=data.frames,
@@ -157,9 +157,7 @@ class Previews:
 
     def _figures(self, variant: str, clips: Pixels) -> dict[str, float]:
         """Means over each set's clips: raw scores of the pool's judges, motion and flicker."""
-        scores = judge_clips(
-            self._pool, clips, [prompt.caption for prompt in self._prompts], self._recipe.reward.segments
-        )
+        scores = judge_clips(self._recipe, self._pool, clips, [prompt.caption for prompt in self._prompts])
         columns = {judge: raw.tolist() for judge, raw in scores.items()}
         frames = to_frames(clips)
         columns |= {"motion": [motion(x).item() for x in frames], "flicker": [flicker(x).item() for x in frames]}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rayvideo.data.manifest import BadRow, scan_captions
-from rayvideo.data.storage import join, write_bytes
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.clipfolder import Index, Row, clip_file, digest, settings
 from rayvideo.evaluation.writers import Writers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
+from rayvideo.storage import join, write_bytes
 from rayvideo.tracking import versions
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from rayvideo.data.storage import join, locate, write_bytes
 from rayvideo.evaluation.compare import Comparison
 from rayvideo.evaluation.findings import figures_of, roles
-from rayvideo.evaluation.folder import read_summary
 from rayvideo.recipe import Recipe, shareable
+from rayvideo.storage import join, locate, read_summary, write_bytes
 from rayvideo.tracking import Tracker, versions
 
 

@@ -8,7 +8,6 @@ from functools import cached_property
 import ray
 import torch
 
-from rayvideo.data.storage import join
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation.clipfolder import Row
 from rayvideo.evaluation.generate import generate_clips, to_pixels
@@ -16,6 +15,7 @@ from rayvideo.evaluation.workers import Actors, batched, load_generator
 from rayvideo.models import VideoModel
 from rayvideo.models.lora import unwrap
 from rayvideo.recipe import Recipe
+from rayvideo.storage import join
 
 
 class ClipWriter:

@@ -18,7 +18,8 @@ from rayvideo.evaluation.generate import embed_captions
 from rayvideo.menagerie.world import FRAMES
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.rewards.base import Reward, clamp_pixels
+from rayvideo.rewards.base import Reward
+from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
 from rayvideo.sections import Lora
 
@@ -43,7 +44,7 @@ def ascend(
     model.denoiser = add_lora(model.denoiser, Lora(), seed)
     optimizer = torch.optim.AdamW(lora_parameters(model.denoiser).values(), lr=lr, weight_decay=0.0)
     table = embed_captions(model, captions)
-    grid = editing.timesteps(model.scheduler, chain, 0.6)
+    grid = model.schedule.chain(chain, 0.6)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         latents = torch.cat([model.encode_frames(clip[None]).sample(generator) for clip in clips])
@@ -53,13 +54,14 @@ def ascend(
         names = [captions[i] for i in chosen.tolist()]
         prompts = torch.stack([table[""]] * batch + [table[name] for name in names])
         start = latents[chosen]
-        noisy = editing.corrupt(start, editing.offset_noise(start, 0.1, generator), model.scheduler, grid[0])
+        noisy = model.schedule.corrupt(start, editing.offset_noise(start, 0.1, generator), grid.levels[0])
 
         def predict_pair(latents: Tensor, timestep: Tensor, prompts: Tensor = prompts) -> Tensor:
             return model.predict(latents, timestep, prompts)
 
         predict = editing.guided(predict_pair, 3.0)
-        edited = editing.denoise(predict, noisy, model.scheduler, grid, grad_steps=grad_steps, checkpoint=False)
+        grad_on = editing.steps_with_gradient("last", grad_steps, grid.steps)
+        edited = editing.run_chain(predict, noisy, model.schedule, grid, grad_on=grad_on, checkpoint=False)
         indices = sample_segments(batch, FRAMES, segments, generator=generator)
         frames = clamp_pixels(model.decode_frames(edited, indices), clamp).flatten(0, 1)
         scores = judge.score(frames, [name for name in names for _ in range(segments)]).unflatten(0, (batch, segments))

@@ -114,15 +114,15 @@ def _start_as_copy(unet: UNet3DConditionModel) -> None:
     for channel in range(CHANNELS):
         group, place = divmod(channel, pairs)
         plus, steady = group * size + 2 * place, group * size + 2 * pairs
-        for sign, own in ((1.0, plus), (-1.0, plus + 1)):
-            unet.conv_in.weight[own], unet.conv_in.bias[own] = 0.0, 0.0
-            unet.conv_in.weight[own, channel, 1, 1] = sign
-            last.conv_shortcut.weight[own], last.conv_shortcut.bias[own] = 0.0, 0.0
-            last.conv_shortcut.weight[own, width + own] = 1.0  # the skip connection comes after `width` channels
-            unet.conv_norm_out.weight[own] = scale
-            unet.conv_out.weight[channel, own, 1, 1] = sign
-        for sign, own in ((1.0, steady), (-1.0, steady + 1)):
-            last.conv_shortcut.weight[own], last.conv_shortcut.bias[own] = 0.0, sign * constant
+        for sign, row in ((1.0, plus), (-1.0, plus + 1)):
+            unet.conv_in.weight[row], unet.conv_in.bias[row] = 0.0, 0.0
+            unet.conv_in.weight[row, channel, 1, 1] = sign
+            last.conv_shortcut.weight[row], last.conv_shortcut.bias[row] = 0.0, 0.0
+            last.conv_shortcut.weight[row, width + row] = 1.0  # the skip connection comes after `width` channels
+            unet.conv_norm_out.weight[row] = scale
+            unet.conv_out.weight[channel, row, 1, 1] = sign
+        for sign, row in ((1.0, steady), (-1.0, steady + 1)):
+            last.conv_shortcut.weight[row], last.conv_shortcut.bias[row] = 0.0, sign * constant
 
 
 @contextmanager

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 
-from rayvideo.models.base import PARTS, ModelError, Part, Posterior, VideoModel
+from rayvideo.models.base import PARTS, ModelError, Part, VideoModel
+from rayvideo.models.index import read_index
+from rayvideo.models.posterior import Normaliser, Posterior
+from rayvideo.own_modules import resolve_class
 
-__all__ = ["PARTS", "ModelError", "Part", "Posterior", "VideoModel", "load_model"]
+__all__ = ["PARTS", "ModelError", "Normaliser", "Part", "Posterior", "VideoModel", "load_model", "resolve_family"]
 
 FAMILIES = {"TextToVideoSDPipeline": "rayvideo.models.modelscope:ModelScope"}
-"""Pipeline class in model_index.json -> our class for it."""
+"""Pipeline class in model_index.json -> our class for it, imported only where it is used."""
 
 
 def load_model(
     path: str | Path,
     *,
+    family: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     parts: Sequence[Part] = PARTS,
 ) -> VideoModel:
     """Load `parts` of the model in a folder or under a hub id, frozen and in eval mode.
 
-    `dtype` is the denoiser's number format; VAE and text tower are fp32. model_index.json says which family it is.
+    `dtype` is the denoiser's number format; VAE and text tower are fp32. `family` is the recipe's `model.family`: a
+    class "module:Class" that can load this model. Without one model_index.json says which of our families it is.
 
     On device "meta" the parts have layers and shapes, but no weights: enough to ask how large latents are or what
     layers are called. That takes no memory, however large the model is. Headers of a folder's files are compared with
@@ -36,24 +38,30 @@ def load_model(
     Raises:
         ModelError: if there is no such model, its family is unknown, or a file of it is missing, damaged or incomplete.
     """
-    pipeline = _read_index(path).get("_class_name")
-    if pipeline not in FAMILIES:
-        raise ModelError(f"{path}: no family for pipeline {pipeline!r}; known pipelines: {', '.join(FAMILIES)}")
-    module, _, name = FAMILIES[pipeline].partition(":")
-    family: type[VideoModel] = getattr(import_module(module), name)
+    kind = _family_of(path) if family is None else resolve_family(family)
     weights = torch.device(device).type != "meta"
-    return family.load(path, dtype=dtype, parts=parts, weights=weights).to(device)
+    return kind.load(path, dtype=dtype, parts=parts, weights=weights).to(device)
 
 
-def _read_index(path: str | Path) -> dict[str, object]:
+def resolve_family(family: str) -> type[VideoModel]:
+    """The class that a recipe's `model.family` names.
+
+    Raises:
+        ModelError: if it is not of the form "module:Class", can't be imported, is no `VideoModel`, or lacks a method.
+    """
+    if ":" not in family:
+        raise ModelError(f"model.family {family!r} is not of the form 'module:Class'")
     try:
-        local = Path(path) / "model_index.json"
-        index = local if Path(path).is_dir() else Path(hf_hub_download(str(path), "model_index.json"))
-        found = json.loads(index.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__} stands in it")
-        return found
-    except (OSError, ValueError, RecursionError) as error:
+        return resolve_class(family, VideoModel, "rayvideo.models.VideoModel")  # type: ignore[type-abstract]
+    except ImportError as error:
+        raise ModelError(f"model.family {family!r} {error}; docs/models.md says what a family offers") from error
+
+
+def _family_of(path: str | Path) -> type[VideoModel]:
+    pipeline = read_index(path).get("_class_name")
+    if pipeline not in FAMILIES:
         raise ModelError(
-            f"{path}: neither a folder with model_index.json nor a hub id that can be reached: {error}"
-        ) from error
+            f"{path}: no family for pipeline {pipeline!r}; known pipelines: {', '.join(FAMILIES)}. "
+            "model.family may name a class of your own for it"
+        )
+    return resolve_family(FAMILIES[str(pipeline)])

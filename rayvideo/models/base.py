@@ -1,10 +1,9 @@
-"""What a text-to-video family must offer to be tuned; a family is one file beside this one."""
+"""What a text-to-video family must offer to be tuned; a family is one file beside this one, or one of the user's."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,49 +11,42 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rayvideo.editing import Generators, Predict, guided, normal
+from rayvideo.editing import Predict, guided
 from rayvideo.errors import UserError
+from rayvideo.models.posterior import Normaliser, Posterior
+from rayvideo.schedules import Schedule
 
 T = TypeVar("T")
 Part = Literal["denoiser", "vae", "text"]
 PARTS: tuple[Part, ...] = ("denoiser", "vae", "text")
+"""What a model is loaded of: a process loads only the parts that it runs."""
 
 
 class ModelError(UserError, RuntimeError):
     """A model or an adapter can't be loaded, or a part of it that was not loaded is needed."""
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """What the VAE's encoder says of a clip: a normal distribution, in the VAE's own units."""
-
-    mean: Tensor
-    """[B, C, F, h, w]"""
-    logvar: Tensor
-    """Log-variance, [B, C, F, h, w]."""
-    scale: float
-    """Factor from the VAE's units to the denoiser's."""
-
-    def sample(self, generator: Generators = None) -> Tensor:
-        """Latents as the denoiser sees them, [B, C, F, h, w]: scale·(mean + σ·N(0, 1))."""
-        noise = normal(self.mean.shape, generator, self.mean.device)
-        return self.scale * (self.mean + torch.exp(0.5 * self.logvar) * noise.to(self.mean.dtype))
-
-
 class VideoModel(ABC):
-    """A frozen text-to-video model in eval mode: noise prediction, VAE and text tower behind one set of names."""
+    """A frozen text-to-video model in eval mode: denoiser, VAE and text tower behind one set of names.
 
+    A class of your own is named `module:Class` in the recipe's `model.family` (docs/models.md). `load_model` calls its
+    `load` and `to`; a method whose part was not loaded raises the `ModelError` of `_need`.
+    """
+
+    schedule: Schedule
+    """How this model noises and denoises."""
     scheduler: Any
-    """The noise schedule that `rayvideo.editing` reads."""
+    """The diffusers scheduler that `schedule` reads its numbers from."""
     device: torch.device
+    """Where the loaded parts are; `to` sets it."""
     dtype: torch.dtype
     """The denoiser's number format; VAE and text tower stay in fp32."""
 
-    _denoiser: nn.Module | None
+    _denoiser: nn.Module | None = None
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network that predicts noise. A trainer may put an engine that wraps it in its place."""
+        """The network that `predict` asks. A trainer puts the engine that wraps it in its place."""
         return self._need(self._denoiser, "denoiser")
 
     @denoiser.setter
@@ -64,7 +56,8 @@ class VideoModel(ABC):
     @classmethod
     @abstractmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype, parts: Sequence[Part], weights: bool = True) -> Self:
-        """Load `parts` from a pipeline folder or hub id; without `weights` as shapes alone, on the meta device.
+        """Load `parts` from a pipeline folder or hub id onto the CPU; without `weights` as shapes alone, on the meta
+        device, with only configurations and headers of files being read.
 
         Raises:
             ModelError: naming what is missing, damaged, or of another kind.
@@ -76,22 +69,43 @@ class VideoModel(ABC):
 
     @abstractmethod
     def encode_frames(self, frames: Tensor) -> Posterior:
-        """Posterior of clips [B, F, 3, H, W] with pixels in [0, 1]."""
+        """Posterior of clips [B, F, 3, H, W] with pixels in [0, 1]; fp32, on the model's device."""
 
+    @property
     @abstractmethod
+    def normaliser(self) -> Normaliser:
+        """The way from the VAE's numbers to the denoiser's latents and back; needs the VAE."""
+
     def posterior(self, mean: Tensor, logvar: Tensor) -> Posterior:
-        """The posterior that stored `mean` and `logvar` came from."""
+        """The posterior that stored `mean` and `logvar`, both [B, C, F, h, w] in the VAE's units, came from."""
+        return Posterior(mean, logvar, self.normaliser)
 
     @abstractmethod
-    def decode_frames(self, latents: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Pixels [B, S, 3, H, W] of frames `indices` [B, S] of latents [B, C, F, h, w]; None decodes all frames.
+    def decode_frames(self, latents: Tensor, indices: Tensor | None = None, *, context: int | None = None) -> Tensor:
+        """Pixels [B, S, 3, H, W] of the clips' frames `indices` [B, S], from latents [B, C, f, h, w]; None: all frames.
 
-        Nominally in [0, 1], but not clamped; differentiable. The cost is that of the chosen frames alone.
+        Nominally in [0, 1], but not clamped; differentiable. As little is decoded as the family allows.
+
+        A causal decoder looks back: a frame depends on its own latent frame and on the ones before. `context` says how
+        many of those before get that frame's gradient; None means all, which is exact. Pixels are the same for any
+        context, and so is the gradient of those that get it. Less context needs less memory. A family whose decoder
+        knows no time ignores it.
+        """
+
+    @abstractmethod
+    def frames_to_decode(self, indices: Tensor, num_frames: int) -> int:
+        """How many frames, summed over the clips, the decoder must run to show frames `indices` [B, S] of clips of
+        `num_frames`: what time and memory for `decode_frames` are planned by.
+
+        A decoder that knows no time runs the chosen frames alone. One that looks back runs everything up to the last
+        chosen frame of each clip, though it need keep no activations of what `context` leaves out.
         """
 
     @abstractmethod
     def predict(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """Predicted noise [B, C, F, h, w] at `timestep` ([] or [B]), in the latents' number format."""
+        """The denoiser's prediction [B, C, f, h, w] for latents of that shape at `timestep` ([] or [B]) and prompts
+        [B, L, C], in the latents' number format.
+        """
 
     def guided(self, prompt_embeds: Tensor, unconditional: Tensor, scale: float) -> Predict:
         """The prediction for prompts [B, L, C] with classifier-free guidance away from the empty one [1, L, C].
@@ -109,17 +123,21 @@ class VideoModel(ABC):
 
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, h, w) of the latents of a clip; `ModelError` if the model can't make that size."""
+        """(C, f, h, w) of the latents of a clip of so many frames and pixels; needs the VAE, but none of its weights.
+
+        Raises:
+            ModelError: the model can't make clips of that size.
+        """
 
     @property
     @abstractmethod
     def prompt_shape(self) -> tuple[int, int]:
-        """(L, C) of a prompt's embedding."""
+        """(L, C) of a prompt's embedding; needs the text tower, but none of its weights."""
 
     @property
     @abstractmethod
     def prompt_width(self) -> int:
-        """C of the embeddings that the denoiser takes."""
+        """C of the embeddings that the denoiser takes; needs the denoiser, but none of its weights."""
 
     @abstractmethod
     def enable_checkpointing(self) -> None:
@@ -127,7 +145,7 @@ class VideoModel(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part."""
+        """Move every loaded part, and note the `device`."""
 
     @staticmethod
     def _need(part: T | None, name: Part) -> T:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +17,14 @@ from torch import Tensor
 
 from rayvideo.models import vgen_names
 from rayvideo.models.base import ModelError
+from rayvideo.models.experts import split_by_expert
 from rayvideo.models.files import load_weights
-from rayvideo.models.lora import PREFIX, WEIGHTS, load_adapter, refuse_untrained
+from rayvideo.models.lora import PREFIX, WEIGHTS, is_untrained, load_adapter, means, refuse_untrained
 from rayvideo.models.vgen import lora_layout
 from rayvideo.staging import written_whole
 from rayvideo.weights import require_fit
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     try:
         config = PeftConfig.from_pretrained(folder)
         tensors = load_file(folder / WEIGHTS)
-    except Exception as error:  # what PEFT makes of a damaged configuration may be anything
+    except Exception as error:  # a damaged configuration may make PEFT raise anything
         raise ModelError(f"{folder}: no adapter that can be read (adapter_config.json, {WEIGHTS}): {error}") from error
     plain = isinstance(config, LoraConfig) and not (
         config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern or config.lora_bias
@@ -68,9 +74,9 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse half pairs, matrices of another rank than the scale is of, and layers that were asked for and lack.
+    """Refuse a matrix without its counterpart, a matrix of another rank than r, and a target without any matrices.
 
-    A program that reads LoRA without the model would drop them, or scale them wrongly, and not say so.
+    Other programs would leave such layers out, or scale them wrongly, and not say so.
     """
     if not config.lora_alpha or not math.isfinite(config.lora_alpha):
         raise ModelError(
@@ -86,28 +92,64 @@ def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tens
             raise ModelError(f"{folder}: {name} is of rank {rank}, but adapter_config.json says r = {config.r}")
     layers = {name.rsplit(".", 2)[0] for name in tensors}
     for target in () if isinstance(config.target_modules, str) else config.target_modules or ():
-        if not any(layer.endswith(f".{target}") for layer in layers):
+        if not any(means(target, layer.removeprefix(PREFIX)) for layer in layers):
             raise ModelError(f"{folder}: no matrices for {target!r}, which adapter_config.json has in target_modules")
 
 
-def export_diffusers(adapter: str | Path, out: str | Path) -> None:
-    """Write the adapter as one .safetensors file as diffusers' `pipe.load_lora_weights` reads it."""
-    lora = read_adapter(adapter)
-    refuse_untrained(adapter, lora.matrices)
-    _save({f"unet.{name}": weight for name, weight in lora.scaled().items()}, out)
+def export_diffusers(adapter: str | Path, out: str | Path) -> list[str]:
+    """Write the adapter as one .safetensors file as diffusers' `pipe.load_lora_weights` reads it.
+
+    Of a model with two denoisers (`rayvideo.models.experts`) each gets a file: `lora.safetensors` becomes
+    `lora-high.safetensors` and `lora-low.safetensors`.
+
+    Returns:
+        The files that were written.
+    """
+    return _export(adapter, out, _diffusers_names)
 
 
-def export_kohya(adapter: str | Path, out: str | Path) -> None:
-    """Write the adapter as one .safetensors file with the key names of kohya's scripts and ComfyUI."""
-    lora = read_adapter(adapter)
-    refuse_untrained(adapter, lora.matrices)
+def export_kohya(adapter: str | Path, out: str | Path) -> list[str]:
+    """Write the adapter as one .safetensors file with the key names of kohya's scripts and ComfyUI.
+
+    Of a model with two denoisers each gets a file, as `export_diffusers` says.
+
+    Returns:
+        The files that were written.
+    """
+    return _export(adapter, out, _kohya_names)
+
+
+def _diffusers_names(lora: Adapter) -> dict[str, Tensor]:
+    return {f"unet.{name}": weight for name, weight in lora.scaled().items()}
+
+
+def _kohya_names(lora: Adapter) -> dict[str, Tensor]:
     tensors = {}
     for name, weight in lora.matrices.items():
         layer, matrix, _ = name.rsplit(".", 2)
         key = "lora_unet_" + layer.replace(".", "_")
         tensors[f"{key}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = weight
         tensors[f"{key}.alpha"] = torch.tensor(float(lora.alpha))
-    _save(tensors, out)
+    return tensors
+
+
+def _export(adapter: str | Path, out: str | Path, renamed: Callable[[Adapter], dict[str, Tensor]]) -> list[str]:
+    """Write a file for each denoiser that the adapter is over, all of them or none."""
+    lora = read_adapter(adapter)
+    refuse_untrained(adapter, lora.matrices)
+    if Path(out).suffix != ".safetensors":
+        raise ModelError(f"{out}: LoRA is written to one file; its name must end in .safetensors")
+    files: dict[str, dict[str, Tensor]] = {}
+    for expert, matrices in split_by_expert(lora.matrices).items():
+        file = str(out) if expert is None else str(Path(out).with_stem(f"{Path(out).stem}-{expert}"))
+        files[file] = renamed(replace(lora, matrices=matrices))
+        if is_untrained(matrices):  # one of two, since the adapter as a whole changes something
+            logger.warning("%s: its pairs for the expert %r are untrained: %s changes nothing", adapter, expert, file)
+    with ExitStack() as stack:
+        for file, tensors in files.items():
+            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(whole, stack.enter_context(written_whole(file)), metadata={"format": "pt"})
+    return list(files)
 
 
 def export_merged(model: str | Path, adapter: str | Path, out: str | Path) -> None:
@@ -152,10 +194,3 @@ def _merged(unet: UNet3DConditionModel, adapter: str | Path) -> UNet3DConditionM
     tuned = load_adapter(unet, adapter)
     refuse_untrained(adapter, get_peft_model_state_dict(tuned))
     return tuned.merge_and_unload(safe_merge=True)
-
-
-def _save(tensors: dict[str, Tensor], out: str | Path) -> None:
-    if Path(out).suffix != ".safetensors":
-        raise ModelError(f"{out}: LoRA is written to one file; its name must end in .safetensors")
-    with written_whole(out) as file:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata={"format": "pt"})

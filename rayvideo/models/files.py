@@ -1,6 +1,6 @@
-"""A part of a model in a pipeline folder or under a hub id: which files hold its weights, and how it is made of them.
+"""Loads a part of a model, such as its VAE, from a subfolder of a pipeline folder or hub id.
 
-A part is made whole, or on the meta device: with its layers and their shapes, but without weights.
+With its weights (`load_weights`), or as shapes on the meta device, which cost no memory (`load_shapes`).
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ A variant, such as fp16, is another number format or training average of the sam
 
 
 def load_part(read: Callable[..., Any], path: str | Path, part: str, **options: Any) -> Any:
-    """What `read`, such as a class's `from_pretrained`, makes of a subfolder.
+    """Let `read`, such as a class's `from_pretrained`, load the subfolder `part` of the model.
 
     Raises:
         ModelError: naming folder and part.
     """
     try:
         return read(path, subfolder=part, **options)
-    except Exception as error:  # what the libraries make of a damaged configuration may be anything
+    except Exception as error:  # a damaged configuration may make the libraries raise anything
         raise ModelError(f"{path}: {part!r} can't be loaded: {error}") from error
 
 
 def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
-    """A part's network with its weights; where nothing but one variant of them is there, it is made of that.
+    """A part's network with its weights. If there are no plain files of weights, but one variant of them, that is read.
 
     A tensor that the files lack is an error; the libraries would fill it with random numbers.
     """
@@ -57,7 +57,7 @@ def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:
     else:
         try:
             module, report = load(None)
-        except ModelError:  # only now, since it takes a request to ask the hub for its list
+        except ModelError:  # only now is the hub asked for its list of files, since that is one more request
             variant = variant_in(path, part, _hub_names(path, part))
             if variant is None:
                 raise
@@ -107,7 +107,7 @@ def _names(folder: Path) -> list[str]:
 def _hub_names(path: str | Path, part: str) -> list[str]:
     try:
         return [name.removeprefix(f"{part}/") for name in list_repo_files(str(path)) if name.startswith(f"{part}/")]
-    except Exception:  # whatever the network does; what could not be loaded is told without it
+    except Exception:  # the network may fail in any way; then the caller raises the error that it had before
         return []
 
 
@@ -136,13 +136,13 @@ def _weight_files(model: Path, part: str) -> list[Path]:
     folder = model / part
     names = _names(folder)
     variant = variant_in(model, part, names)
-    of_it = [name for name in names if (match := _weights(name)) and match["variant"] == variant]
-    if not of_it:
+    candidates = [name for name in names if (match := _weights(name)) and match["variant"] == variant]
+    if not candidates:
         raise ModelError(
             f"{model}: {part!r} can't be loaded: {folder} holds no weights, such as "
             "diffusion_pytorch_model.safetensors or model.safetensors"
         )
-    chosen = min(of_it, key=lambda name: (".bin" in name, name.endswith(".json")))
+    chosen = min(candidates, key=lambda name: (".bin" in name, name.endswith(".json")))
     if not chosen.endswith(".json"):
         return [folder / chosen]
     try:
@@ -158,7 +158,7 @@ def _diffusers_shapes(
         module = kind.from_config(kind.load_config(path, subfolder=subfolder))
     if found is None:
         return module, []
-    module._fix_state_dict_keys_on_load(found)  # names of former releases, as its loader does
+    module._fix_state_dict_keys_on_load(found)  # files of former releases have other names; its loader does this too
     expected = module.state_dict()
     return module, [name for name in misfits(expected, found) if name in expected]
 

@@ -49,7 +49,7 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
         ModelError: if one of `options.targets` names no layer, or one that can't get a pair.
     """
     for target in options.targets:
-        meant = [module for name, module in denoiser.named_modules() if _ends(name, target)]
+        meant = [module for name, module in denoiser.named_modules() if means(target, name)]
         if not meant:
             raise ModelError(
                 f"model.lora.targets: no layer of the denoiser is called {target!r}; its layers are {_layers(denoiser)}"
@@ -69,7 +69,7 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         adapted = get_peft_model(denoiser, config, autocast_adapter_dtype=True).eval()
-    if unbound := [target for target in options.targets if not any(_ends(name, target) for name in pairs(adapted))]:
+    if unbound := [target for target in options.targets if not any(means(target, name) for name in pairs(adapted))]:
         raise ModelError(f"model.lora.targets: PEFT put no pair on the layers called {unbound[0]!r}")
     return adapted
 
@@ -81,23 +81,23 @@ def pairs(denoiser: nn.Module) -> list[str]:
 
 
 def untrained(weights: Mapping[str, Tensor]) -> list[str]:
-    """Of an adapter's tensors by name, the B matrices that are zero: their pairs change nothing."""
+    """Names of those among an adapter's tensors that are a B matrix of zeros, so that their pairs change nothing."""
     return [name for name, weight in weights.items() if ".lora_B." in name and not weight.any()]
 
 
 def is_untrained(weights: Mapping[str, Tensor]) -> bool:
-    """Whether an adapter of these tensors by name changes nothing."""
+    """Whether an adapter changes nothing: all B matrices among its tensors are zero."""
     return bool(found := untrained(weights)) and len(found) == sum(".lora_B." in name for name in weights)
 
 
 def refuse_untrained(what: str | Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise `ModelError` if the adapter `what`, of these tensors by name, changes nothing."""
+    """Raise `ModelError`, naming the adapter `what`, if these tensors of it change nothing."""
     if is_untrained(weights):
         raise ModelError(UNTRAINED.format(what))
 
 
-def _ends(name: str, target: str) -> bool:
-    """Whether a target of PEFT's means the layer of this name."""
+def means(target: str, name: str) -> bool:
+    """Whether a target of PEFT's means the layer of this name: it is the whole name, or its last words."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -125,7 +125,7 @@ def adapter_disabled(denoiser: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(denoiser: nn.Module, folder: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-    """Write the adapter in PEFT's format; a reader of `folder` meets the old or the new weights, never a part.
+    """Write the adapter in PEFT's format. Files are replaced whole: nobody reads one that is only half written.
 
     `state_dict` replaces the denoiser's own tensors where they are partitioned over processes (ZeRO-3).
     """
@@ -154,7 +154,7 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
     try:
         found = load_file(folder / WEIGHTS)
         model = get_peft_model(denoiser, _config(folder, found))
-    except Exception as error:  # what PEFT makes of a damaged configuration may be anything
+    except Exception as error:  # a damaged configuration may make PEFT raise anything
         raise ModelError(f"{folder}: the adapter can't be loaded: {error}") from error
     if wrong := misfits(get_peft_model_state_dict(model), found):
         raise ModelError(
@@ -169,9 +169,11 @@ def load_adapter(denoiser: nn.Module, folder: str | Path) -> PeftModel:
 
 
 def _config(folder: Path, weights: Mapping[str, Tensor]) -> LoraConfig:
-    """The configuration of the adapter in `folder`, if it asks for nothing that its weights don't have."""
+    """The configuration of the adapter in `folder`; refused if it asks for more than its weights hold."""
     config = PeftConfig.from_pretrained(folder)
-    if not isinstance(config, LoraConfig) or config.megatron_config is not None:  # that would import what it names
+    if (
+        not isinstance(config, LoraConfig) or config.megatron_config is not None
+    ):  # PEFT would import the module that it names
         raise ModelError(f"{folder}: adapter_config.json is not that of a LoRA")
     largest = max((len(weight) for name, weight in weights.items() if ".lora_A." in name), default=0)
     if any(rank > largest for rank in (config.r, *(config.rank_pattern or {}).values())):

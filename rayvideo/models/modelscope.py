@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
-from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
-from rayvideo.models.base import ModelError, Part, Posterior, VideoModel
+from rayvideo.models.base import ModelError, Part, VideoModel
 from rayvideo.models.files import load_part, load_shapes, load_weights
+from rayvideo.models.posterior import Normaliser, Posterior
+from rayvideo.schedules import Diffusion
 
-RECOMPUTED = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
+BLOCKS = ("resnets", "temp_convs", "attentions", "temp_attentions")
+"""What the stages of diffusers' UNet3DConditionModel call their blocks; not every stage has attentions."""
 
 
 class ModelScope(VideoModel):
@@ -37,6 +37,7 @@ class ModelScope(VideoModel):
     ):
         """Freeze the given parts and put them into eval mode, where dropout is off."""
         self.scheduler = scheduler
+        self.schedule = Diffusion(scheduler)
         self._denoiser = denoiser
         self._vae = vae
         self._text_encoder = text_encoder
@@ -80,19 +81,26 @@ class ModelScope(VideoModel):
         mean, logvar = (x.unflatten(0, batch).transpose(1, 2).contiguous() for x in (latents.mean, latents.logvar))
         return self.posterior(mean, logvar)
 
-    def posterior(self, mean: Tensor, logvar: Tensor) -> Posterior:
-        """The posterior that stored `mean` and `logvar` came from."""
-        return Posterior(mean, logvar, self._need(self._vae, "vae").config.scaling_factor)
+    @property
+    def normaliser(self) -> Normaliser:
+        """Stable Diffusion's latents are the VAE's numbers times its `scaling_factor`."""
+        return Normaliser(scale=self._need(self._vae, "vae").config.scaling_factor)
 
-    def decode_frames(self, latents: Tensor, indices: Tensor | None = None) -> Tensor:
-        """Pixels [B, S, 3, H, W] of the chosen frames; the VAE knows no time, so the others cost nothing."""
+    def decode_frames(self, latents: Tensor, indices: Tensor | None = None, *, context: int | None = None) -> Tensor:
+        """Pixels [B, S, 3, H, W] of the chosen frames; the VAE knows no time, so neither the others nor `context` play
+        a part.
+        """
         vae = self._need(self._vae, "vae")
         frames = latents.transpose(1, 2)
         if indices is not None:
             indices = indices.to(frames.device)
             frames = frames[torch.arange(len(frames), device=frames.device)[:, None], indices]
-        pixels = vae.decode(frames.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor).sample
+        pixels = vae.decode(self.normaliser.restore(frames.flatten(0, 1).to(vae.dtype))).sample
         return pixels.unflatten(0, frames.shape[:2]) * 0.5 + 0.5
+
+    def frames_to_decode(self, indices: Tensor, num_frames: int) -> int:
+        """As many as are chosen."""
+        return indices.numel()
 
     def predict(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """Predicted noise, in the latents' number format whatever the denoiser's."""
@@ -137,20 +145,25 @@ class ModelScope(VideoModel):
 
 
 def enable_checkpointing(unet: nn.Module) -> None:
-    """Gradient checkpointing for the 3D UNet, which diffusers lacks: each residual, temporal convolution and attention
-    block keeps its inputs only and runs again in the backward pass. Outputs and gradients stay the same, bit for bit.
+    """Gradient checkpointing for the 3D UNet, which diffusers does not offer for it: each block keeps only its inputs
+    and runs again in the backward pass. Outputs and gradients stay the same, bit for bit.
     """
-    for module in unet.modules():
-        if isinstance(module, RECOMPUTED):
-            # ZeRO-3 shows partitioned weights to the determinism check, which would refuse them.
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False, determinism_check="none")
+    for block in blocks(unet):
+        # The determinism check compares shapes; under ZeRO-3 partitioned weights have other ones the second time.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, determinism_check="none")
+
+
+def blocks(unet: Any) -> list[nn.Module]:
+    """The blocks of a UNet3DConditionModel, or of an adapter around it; none of them holds another."""
+    stages = (*unet.down_blocks, unet.mid_block, *unet.up_blocks)
+    return [unet.transformer_in, *(block for stage in stages for kind in BLOCKS for block in getattr(stage, kind, ()))]
 
 
 def load_schedule(path: str | Path) -> DDIMScheduler:
     """The noise schedule of a pipeline folder or hub id, which must be written as a DDIMScheduler that predicts noise.
 
-    The chain takes DDIM's steps. Other classes are other solvers, some of them of the same noise levels, and with
-    defaults of their own; whether they may be read as DDIM, only who knows the model can say (docs/checkpoints.md).
+    The chain takes DDIM's steps. Other scheduler classes are other solvers. Some have the same noise levels, but
+    whether a model's may be read as DDIM's depends on how it was trained, which no file says (docs/checkpoints.md).
 
     Raises:
         ModelError: naming its class, or the settings that the chain does not follow.

@@ -1,6 +1,6 @@
-"""The files of InstructVideo's release (VGen's layout) as a diffusers pipeline and a PEFT adapter.
+"""Turns the files of InstructVideo's release (VGen's layout) into a diffusers pipeline and a PEFT adapter.
 
-Widths and depths are read off the tensors. The width of an attention head is not in them: it is given.
+Widths and depths are read off the tensors. Only the width of an attention head can't be, so the caller gives it.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def read_unet(path: str | Path, head_dim: int = HEAD_DIM) -> tuple[UNet3DConditi
 
 
 def lora_layout(unet: UNet3DConditionModel, rank: int) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """PEFT's names of a full adapter's tensors: to VGen's names, and to tensors of their shapes."""
+    """Two tables by PEFT's names of an adapter's tensors, for an adapter on all attentions: the names that VGen has for
+    them, and tensors of their shapes on the meta device.
+    """
     with torch.device("meta"):
         blank = UNet3DConditionModel.from_config(unet.config)
         shapes: dict[str, Tensor] = dict(lora_parameters(add_lora(blank, sections.Lora(rank=rank, alpha=rank), seed=0)))
@@ -277,10 +279,15 @@ def read_tokenizer(source: str | Path | None, tower: CLIPTextConfig) -> CLIPToke
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Reads sizes off tensors. Several tensors are asked, so that one of a wrong shape is found out and named later."""
+    """Reads sizes off a file's tensors.
+
+    A size is read off several tensors, and the majority counts. So one tensor of a wrong shape does not mislead, and
+    `require_fit` can name it later.
+    """
 
     file: Mapping[str, Tensor]
-    otherwise: str
+    complaint: str
+    """What an error message begins with, if the tensors that a size is read off are not there."""
 
     def of(self, *axes: tuple[str, int]) -> int:
         """The size that most of the named axes have."""
@@ -288,7 +295,7 @@ class _Sizes:
             self.file[name].shape[axis] for name, axis in axes if name in self.file and self.file[name].ndim > axis
         ]
         if not sizes:
-            raise ModelError(f"{self.otherwise}: it lacks {' and '.join(name for name, _ in axes)}")
+            raise ModelError(f"{self.complaint}: it lacks {' and '.join(name for name, _ in axes)}")
         return Counter(sizes).most_common(1)[0][0]
 
 

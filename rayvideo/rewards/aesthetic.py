@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from rayvideo.rewards.base import RewardError
-from rayvideo.rewards.checkpoints import check_file, read_weights
 from rayvideo.rewards.clip import check_model, load_clip, preprocessing
+from rayvideo.rewards.judge_files import check_file, read_weights
 from rayvideo.rewards.pixels import Resize
 from rayvideo.rewards.towers import ImageTower, check_batch
 from rayvideo.weights import misfits

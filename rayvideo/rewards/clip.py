@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers.image_utils import PILImageResampling
 from transformers.utils.logging import disable_progress_bar
 from typing_extensions import Self
 
@@ -112,17 +111,15 @@ def preprocessing(vision: Any, path: str | Path) -> dict[str, Any]:
     Raises:
         RewardError: if the preprocessing in `path` is not CLIP's: bicubic, shorter side, middle.
     """
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except (OSError, ValueError) as error:
-        raise RewardError(f"{path}: 'preprocessor_config.json' can't be loaded: {error}") from error
-    resample, cut = settings.get("resample", PILImageResampling.BICUBIC), settings.get("do_center_crop", True)
+    # Only its settings are read; Pillow's variant is the one that every installation can build.
+    processor = _load(AutoImageProcessor, path, "'preprocessor_config.json'", backend="pil")
+    resample, cut = processor.resample, processor.do_center_crop
     if resample != PILImageResampling.BICUBIC or not cut:
         raise RewardError(f"{path}: CLIP's preprocessing is bicubic and cropped, but resample {resample}, crop {cut}")
     return {
         "size": (vision.image_size, vision.image_size),
-        "mean": settings.get("image_mean", OPENAI_CLIP_MEAN),
-        "std": settings.get("image_std", OPENAI_CLIP_STD),
+        "mean": processor.image_mean,
+        "std": processor.image_std,
     }
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from rayvideo.rewards.base import RewardError
-from rayvideo.rewards.checkpoints import check_file, read_weights, sha256
+from rayvideo.rewards.judge_files import check_file, read_weights, sha256
 from rayvideo.rewards.openclip import Tokenizer, build, check_architecture
 from rayvideo.rewards.pixels import Framing, Resize
 from rayvideo.rewards.towers import TwoTowers

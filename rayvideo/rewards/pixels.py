@@ -1,9 +1,10 @@
-"""How frames become what a judge's network takes: the release's plain resize, and each judge's official one."""
+"""How decoded pixels become what a judge takes: clamped, then resized plainly (the release's way) or officially."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,13 +15,15 @@ Framing = Literal["letterbox", "crop"]
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int], mode: Resize, framing: Framing = "letterbox") -> Tensor:
-    """Resize [N, 3, H, W] in [0, 1] to `size`, differentiably in either mode.
+    """Resize [..., 3, H, W] in [0, 1] to `size`, differentiably in either mode.
 
     bilinear: no antialias, stretched to `size`. bicubic: antialiased, as `letterbox` or `crop` says. Frames that have
     the size already come back as they are.
     """
     if frames.shape[-2:] == size:
         return frames
+    if frames.ndim != 4:  # of clips, frame by frame
+        return resize_frames(frames.flatten(0, -4), size, mode, framing).unflatten(0, frames.shape[:-3])
     if mode == "bilinear":
         return F.interpolate(frames, size, mode="bilinear", align_corners=False)
     return letterbox(frames, size) if framing == "letterbox" else crop(frames, size)
@@ -51,3 +54,22 @@ def crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
         resized = F.interpolate(resized, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     top, left = (outer[0] - size[0]) // 2, (outer[1] - size[1]) // 2
     return resized[..., top : top + size[0], left : left + size[1]]
+
+
+def clamp_pixels(frames: Tensor, mode: Literal["straight_through", "hard"]) -> Tensor:
+    """Clamp pixels to [0, 1]; "straight_through" passes the gradient of clamped pixels on, "hard" kills it."""
+    return frames.clamp(0, 1) if mode == "hard" else _StraightThroughClamp.apply(frames)
+
+
+class _StraightThroughClamp(torch.autograd.Function):
+    @staticmethod
+    def forward(frames: Tensor) -> Tensor:
+        return frames.clamp(0, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from rayvideo.sections import Judge, Precision
-from rayvideo.serving.wire import Outcome, Pixels, View, decode, encode, returns_as
+from rayvideo.serving.wire import Outcome, Pixels, Times, View, decode, encode, returns_as
 
 # torch and the judge's libraries are imported in the replica alone: the router, which imports this file, needs none.
 
@@ -26,12 +26,12 @@ class RewardActor:
         threading.Event().wait()
 
     def load(self, judge: Judge) -> tuple[str | None, View | None]:
-        """Load the judge. Returns what went wrong, and how the judge resizes frames if it is known."""
+        """Load the judge. Returns what went wrong, or else what it looks at."""
         import torch
 
         from rayvideo.errors import UserError
-        from rayvideo.rewards.base import load_reward
-        from rayvideo.rewards.towers import ImageTower
+        from rayvideo.rewards.loading import load_reward
+        from rayvideo.serving.judging import view_of
 
         # Numbers depend on the count of threads, in the last bits.
         torch.set_num_threads(max(1, math.floor(judge.num_cpus)))
@@ -44,27 +44,32 @@ class RewardActor:
             return str(error), None
         except Exception:
             return f"judge {judge.name!r} can't be loaded:\n{traceback.format_exc().rstrip()}", None
-        reward = self._reward
-        return None, View(reward.size, reward.resize, reward.framing) if isinstance(reward, ImageTower) else None
+        return None, view_of(self._reward)
 
     def judge(
-        self, prompts: Sequence[Sequence[str]], gradient: bool, wire: Precision, micro_batch: int, *frames: Pixels
+        self,
+        prompts: Sequence[Sequence[str]],
+        gradient: bool,
+        wire: Precision,
+        micro_batch: int,
+        times: Times | None,
+        *items: Pixels,
     ) -> Any:
-        """Judge the frames of one or several requests together.
+        """Judge the frames, or clips with frames at these times, of one or several requests together.
 
         Returns:
-            An `Outcome`, then for each request (scores [N], gradients [N, 3, H, W] or None), or None where it failed.
+            An `Outcome`, then for each request (scores [N], gradients [N, ...] or None), or None where it failed.
         """
         import torch
 
         from rayvideo.rewards.base import RewardError
         from rayvideo.serving.judging import check_rows, is_out_of_memory, judge_rows
 
-        nothing = [None] * len(frames)
-        rows = torch.cat([decode(each) for each in frames])
+        nothing = [None] * len(items)
+        rows = torch.cat([decode(each) for each in items])
         captions = [caption for each in prompts for caption in each]
         try:
-            scores, slopes = judge_rows(self._reward, rows, captions, gradient, self._device, micro_batch)
+            scores, slopes = judge_rows(self._reward, rows, captions, gradient, self._device, micro_batch, times)
         except RewardError as error:
             return Outcome(failure=str(error)), *nothing
         except Exception as error:
@@ -78,16 +83,16 @@ class RewardActor:
         results: list[Any] = []
         start = 0
         for names in prompts:
-            own = slice(start, start := start + len(names))
-            slope = None if slopes is None else slopes[own]
+            part = slice(start, start := start + len(names))
+            slope = None if slopes is None else slopes[part]
             try:
-                check_rows(self._reward.name, scores[own], slope, names)
+                check_rows(self._reward.name, scores[part], slope, names)
             except RewardError as error:
                 errors.append(str(error))
                 results.append(None)
             else:
                 errors.append(None)
-                results.append((scores[own].numpy(), None if slope is None else encode(slope, returns_as(wire))))
+                results.append((scores[part].numpy(), None if slope is None else encode(slope, returns_as(wire))))
         return Outcome(errors), *results
 
 

@@ -11,8 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 import ray
@@ -26,7 +25,8 @@ from rayvideo.rewards.pixels import Framing, Resize, resize_frames
 from rayvideo.sections import Judge, Precision
 from rayvideo.serving.actor import placed
 from rayvideo.serving.router import Router
-from rayvideo.serving.wire import Pixels, Reply, View, decode, encode
+from rayvideo.serving.slopes import cosines, scored
+from rayvideo.serving.wire import Pixels, Reply, Times, View, decode, encode
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +36,41 @@ NAMESPACE = "rayvideo"
 User = tuple[str, list[Any]]
 """Of shared judges: an id, and a ref that lasts as long as the driver that made the pool."""
 
-Judged = tuple[Pixels, Pixels | None]
-"""Scores [N], and gradients [N, 3, H, W] if they were asked for."""
+
+class Answer(NamedTuple):
+    """What one judge says of the items that it was sent."""
+
+    scores: Tensor
+    """[N], fp32, unweighted."""
+    slope: Tensor | None
+    """d(score)/d(item) of each item, [N, ...]; None if it was not asked for."""
+    micro_batch: int
+    """Items per forward pass: less than the recipe's after a lack of memory."""
+
+
+@dataclass
+class Sent:
+    """Frames or clips that are away at some of the judges."""
+
+    items: Tensor
+    """As they were sent, [N, 3, H, W] or [N, F', 3, H, W]: resized, if that is done on this side."""
+    prompts: list[str]
+    gradient: bool
+    times: Times | None
+    """Of clips' frames."""
+    judges: tuple[Judge, ...]
+    packed: Any
+    """The items as the judges get them, or a ref of that."""
+    since: float
+    calls: list[Any] = field(default_factory=list)
+    """One for each judge."""
 
 
 @dataclass
 class Pending:
-    """Frames that are away at the judges; `RewardPool.result` fills in the lower fields."""
+    """Frames that are away at all judges; `RewardPool.result` fills in the lower fields."""
 
-    frames: Tensor
-    """As they were sent, [N, 3, H, W]: resized, if that is done on this side."""
-    prompts: list[str]
-    gradient: bool
-    packed: Any
-    """The frames as the judges get them, or a ref of that."""
-    calls: list[Any]
-    since: float
+    sent: Sent
     raw: dict[str, Tensor] = field(default_factory=dict)
     """Judge -> its unweighted scores [N]."""
     gradient_norm: dict[str, float] = field(default_factory=dict)
@@ -65,7 +84,9 @@ class Pending:
 
 
 class RewardPool:
-    """Judges that score frames; their weighted sum is the reward.
+    """Judges behind one door. Of those that all see frames, the weighted sum of scores is the reward.
+
+    `ClipReward` asks judges of whole clips too, and makes a video's reward of it all.
 
     Args:
         judges: At least one; each gets replicas with the resources that it reserves.
@@ -94,7 +115,7 @@ class RewardPool:
             except (ValueError, TypeError) as error:
                 raise RewardError(f"judge {judge.name!r}: runtime_env is not allowed: {error}") from error
         self._wire: Precision = wire
-        self._views: list[View | None] | None = None
+        self._views: list[View] | None = None
         self._user: User | None = (uuid4().hex, [ray.put(None)]) if shared else None
         if self._user and shared:
             self._router = self._join(shared, self._user, merge_ms)
@@ -144,58 +165,90 @@ class RewardPool:
             told(judge.name)
         self._views = views
 
+    @property
+    def views(self) -> dict[str, View]:
+        """Judge -> what it looks at; waits for judges that are not loaded yet."""
+        if self._views is None:
+            self.wait_until_ready()
+        return {judge.name: view for judge, view in zip(self.judges, self._views or [], strict=True)}
+
     def submit(self, frames: Tensor, prompts: Sequence[str], gradient: bool = True) -> Pending:
         """Send frames [N, 3, H, W] in [0, 1] and their N prompts to every judge.
 
         Does not wait for scores, but for the judges if they are not loaded yet.
         """
-        if len(prompts) != len(frames):
-            raise ValueError(f"{len(frames)} frames need as many prompts, got {len(prompts)}")
-        if self._views is None:
-            self.wait_until_ready()
+        if others := [name for name, view in self.views.items() if view.sees != "frames"]:
+            raise ValueError(f"judges {others} see clips, not frames; ask them through ClipReward")
+        return Pending(self.send(frames, prompts, self.judges, gradient))
+
+    def send(
+        self,
+        items: Tensor,
+        prompts: Sequence[str],
+        judges: Sequence[Judge],
+        gradient: bool,
+        times: Times | None = None,
+    ) -> Sent:
+        """Send the same frames [N, 3, H, W], or clips [N, F', 3, H, W] with their frames' times, to some judges.
+
+        They are in [0, 1], with a prompt each. Waits for nothing but judges that are not loaded yet.
+        """
+        if len(prompts) != len(items):
+            raise ValueError(
+                f"{len(items)} {'frames' if times is None else 'clips'} need as many prompts, got {len(prompts)}"
+            )
+        views = self.views
         since = time.perf_counter()
-        frames = self._resized(frames)
-        pending = Pending(frames, list(prompts), gradient, self._pack(frames), [], since)
-        pending.calls = [self._ask(judge, pending) for judge in self.judges]
-        return pending
+        items = self._resized(items, [views[judge.name] for judge in judges])
+        sent = Sent(items, list(prompts), gradient, times, tuple(judges), self._pack(items), since)
+        sent.calls = [self._ask(judge, sent) for judge in judges]
+        return sent
+
+    def receive(self, sent: Sent) -> dict[str, Answer]:
+        """Wait for what the judges say, on the items' device.
+
+        Raises:
+            RewardError: naming the judge that failed or took longer than its `timeout_s`.
+        """
+        device, answers = sent.items.device, {}
+        for judge, call in zip(sent.judges, sent.calls, strict=True):
+            (scores, slope), micro_batch = self._answer(judge, call, sent)
+            slopes = None if slope is None else decode(slope).to(device)
+            answers[judge.name] = Answer(decode(scores).to(device), slopes, micro_batch)
+        return answers
 
     def sights(self, frames: Tensor) -> dict[str, str]:
         """Judge -> in words, how it sees frames such as these, [..., 3, H, W]: their values, sizes before and after."""
-        if self._views is None:
-            self.wait_until_ready()
         size = "x".join(map(str, frames.shape[-2:]))
         told = f"{size} pixels of {frames.min().item():.3f} to {frames.max().item():.3f}"
-        return {
-            judge.name: f"{told}, {_resize_of(view)}"
-            for judge, view in zip(self.judges, self._views or [], strict=True)
-        }
+        return {name: f"{told}, {_resize_of(view)}" for name, view in self.views.items()}
 
-    def _resized(self, frames: Tensor) -> Tensor:
-        """Frames as all judges look at them, if they agree on that and it is less to send."""
-        view, *others = self._views or [None]
-        if view is None or any(other != view for other in others):
-            return frames
-        height, width = frames.shape[-2:]
-        if view.size[0] * view.size[1] >= height * width:
-            return frames
+    def _resized(self, items: Tensor, views: Sequence[View]) -> Tensor:
+        """Items as judges with these views look at them, if they agree on that and it is less to send."""
+        size = views[0].size
+        if size is None or any(view != views[0] for view in views):
+            return items
+        if size[0] * size[1] >= items.shape[-2] * items.shape[-1]:
+            return items
         # The judges' own resize finds nothing left to do.
-        return resize_frames(frames.float(), view.size, cast(Resize, view.resize), cast(Framing, view.framing))
+        return resize_frames(items.float(), size, cast(Resize, views[0].resize), cast(Framing, views[0].framing))
 
-    def _pack(self, frames: Tensor) -> Any:
-        return ray.put(encode(frames, self._wire))
+    def _pack(self, items: Tensor) -> Any:
+        return ray.put(encode(items, self._wire))
 
-    def _ask(self, judge: Judge, pending: Pending) -> Any:
-        shape = tuple(pending.frames.shape)
+    def _ask(self, judge: Judge, sent: Sent) -> Any:
+        shape = tuple(sent.items.shape)
         return self._router.judge.remote(
-            judge.name, [pending.packed], shape, pending.prompts, pending.gradient, self._wire, self._user
+            judge.name, [sent.packed], shape, sent.prompts, sent.gradient, self._wire, sent.times, self._user
         )
 
-    def _answer(self, judge: Judge, call: Any, pending: Pending) -> tuple[Judged, int]:
-        """What the judge found, and its micro-batch."""
+    def _answer(self, judge: Judge, call: Any, sent: Sent) -> tuple[tuple[Pixels, Pixels | None], int]:
+        """The judge's scores and gradients, and its micro-batch."""
+        what = "frames" if sent.times is None else "clips"
         patience = (
-            f"no answer within timeout_s {judge.timeout_s:g}; raise it or replicas.max, or send fewer frames at once"
+            f"no answer within timeout_s {judge.timeout_s:g}; raise it or replicas.max, or send fewer {what} at once"
         )
-        deadline = pending.since + judge.timeout_s
+        deadline = sent.since + judge.timeout_s
         while True:
             reply: Reply = self._get(call, judge, deadline, patience)
             if reply.error:
@@ -205,7 +258,7 @@ class RewardPool:
             except ObjectLostError as lost:
                 # The node that held the numbers, or the router, died when they were ready: the same come again.
                 logger.warning("judge %r: its answer was lost, asking again: %s", judge.name, lost)
-                call = self._ask(judge, pending)
+                call = self._ask(judge, sent)
 
     def _get(self, call: Any, judge: Judge, deadline: float, patience: str) -> Any:
         try:
@@ -230,24 +283,22 @@ class RewardPool:
             RewardError: naming the judge that failed or took longer than its `timeout_s`.
         """
         started = time.perf_counter()
-        device = pending.frames.device
-        reward = torch.zeros(len(pending.frames), device=device)
+        answers = self.receive(pending.sent)
+        pending.wait_s = time.perf_counter() - started
+        frames = pending.sent.items
+        reward = torch.zeros(len(frames), device=frames.device)
         slopes: dict[str, Tensor] = {}
         total: Tensor | None = None
-        for judge, call in zip(self.judges, pending.calls, strict=True):
-            (scores, slope), pending.micro_batch[judge.name] = self._answer(judge, call, pending)
-            pending.raw[judge.name] = decode(scores).to(device)
-            reward = reward + judge.weight * pending.raw[judge.name]
+        for judge in self.judges:
+            scores, slope, pending.micro_batch[judge.name] = answers[judge.name]
+            pending.raw[judge.name] = scores
+            reward = reward + judge.weight * scores
             if slope is not None:
-                slopes[judge.name] = own = decode(slope).to(device)
-                pending.gradient_norm[judge.name] = own.norm().item()
-                total = judge.weight * own if total is None else total + judge.weight * own
-        pending.wait_s = time.perf_counter() - started
-        for one, other in combinations(slopes, 2):
-            pending.cosine[one, other] = torch.cosine_similarity(
-                slopes[one].flatten(), slopes[other].flatten(), 0
-            ).item()
-        return reward if total is None else _Scored.apply(pending.frames, reward, total)
+                slopes[judge.name] = slope
+                total = judge.weight * slope if total is None else total + judge.weight * slope
+        pending.gradient_norm = {name: slope.norm().item() for name, slope in slopes.items()}
+        pending.cosine = cosines(slopes)
+        return scored(frames, reward, total)
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         """Weighted sum of scores [N] of frames [N, 3, H, W] in [0, 1]; differentiable if the frames are."""
@@ -262,28 +313,14 @@ class RewardPool:
             ray.kill(self._router)
 
 
-class _Scored(torch.autograd.Function):
-    """Rewards [N] whose derivative by frames [N, 3, H, W] is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, frames: Tensor, reward: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return reward
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return upstream.view(-1, 1, 1, 1) * slope, None, None
-
-
 def _router(**options: Any) -> Any:
     """A router, to be started on the driver's own node: it should not be lost with a judge's."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return Router.options(scheduling_strategy=here, **options)  # type: ignore[attr-defined]
 
 
-def _resize_of(view: View | None) -> str:
-    if view is None:
+def _resize_of(view: View) -> str:
+    if view.size is None:
         return "as they are, unless the judge's own code resizes them"
     framing = "" if view.resize == "bilinear" else f" with antialias, {view.framing}"
     return f"resized to {view.size[0]}x{view.size[1]}, {view.resize}{framing}"

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayError
 
 from rayvideo.sections import Judge, Precision
 from rayvideo.serving.actor import placed
-from rayvideo.serving.wire import Outcome, Reply, View
+from rayvideo.serving.wire import Outcome, Reply, Times, View
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,17 @@ GROW_AFTER_S = 2.0
 
 
 @dataclass(eq=False)
-class Request:
-    """Frames that one caller wants judged."""
+class Queued:
+    """A request: frames or clips that one caller wants judged."""
 
-    frames: Any
-    """Ref of [N, 3, H, W]: the pixels do not pass through the router."""
+    items: Any
+    """Ref of [N, 3, H, W] or [N, F', 3, H, W]: the pixels do not pass through the router."""
     shape: tuple[int, ...]
     prompts: Sequence[str]
     gradient: bool
     wire: Precision
+    times: Times | None
+    """Of clips' frames."""
     answer: asyncio.Future[Reply]
     alone: bool = False
     """Whether it failed together with others, and must show by itself whose fault it was."""
@@ -46,7 +48,18 @@ class Request:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Equal for requests that may share a forward pass."""
-        return self.gradient, self.wire, self.shape[1:]
+        return self.gradient, self.wire, self.times, self.shape[1:]
+
+    @property
+    def described(self) -> str:
+        """How many of what it holds, and how large, for messages."""
+        size = "x".join(map(str, self.shape[1:]))
+        return f"{self.shape[0]} {self.called} of {size}{' with gradient' if self.gradient else ''}"
+
+    @property
+    def called(self) -> str:
+        """What it holds, for messages."""
+        return "frames" if self.times is None else "clips"
 
 
 @dataclass(eq=False)
@@ -72,7 +85,7 @@ class JudgeQueue:
         self.view: View | None = None
         self._judge, self._label, self._merge_s = judge, label, merge_s
         self._micro_batch = judge.micro_batch
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[Queued] = deque()
         self._replicas: list[Replica] = []
         self._deaths = 0  # processes in a row that died while loading
         self._changed, self._usable = asyncio.Condition(), asyncio.Event()
@@ -86,7 +99,7 @@ class JudgeQueue:
         """Return when a replica is loaded, or none can be: then `error` says why."""
         await self._usable.wait()
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Queued) -> Reply:
         """Queue a request and wait for what becomes of it."""
         if self.error:
             return Reply(self.error)
@@ -174,7 +187,7 @@ class JudgeQueue:
 
     # -- requests
 
-    async def _next(self, replica: Replica) -> list[Request]:
+    async def _next(self, replica: Replica) -> list[Queued]:
         """The requests of the next call; none if the replica is dead, or idle for so long that it should go."""
         while not self._waiting and not replica.dead:
             async with self._changed:
@@ -195,15 +208,15 @@ class JudgeQueue:
                     batch.append(other)
         return batch
 
-    def _spare(self, batch: Sequence[Request]) -> int:
-        """Frames that the last forward pass has room for."""
+    def _spare(self, batch: Sequence[Queued]) -> int:
+        """Frames, or clips, that the last forward pass has room for."""
         return -sum(request.shape[0] for request in batch) % self._micro_batch
 
-    def _saves(self, batch: Sequence[Request], other: Request) -> bool:
+    def _saves(self, batch: Sequence[Queued], other: Queued) -> bool:
         """Whether judging `other` together with `batch` takes a forward pass less than by itself."""
         return (other.shape[0] - 1) % self._micro_batch < self._spare(batch)
 
-    async def _call(self, replica: Replica, batch: list[Request]) -> bool:
+    async def _call(self, replica: Replica, batch: list[Queued]) -> bool:
         """Have a replica judge the requests, then answer them or put them back. Returns whether the replica lives."""
         name, micro_batch, timeout_s = f"judge {self._judge.name!r}", self._micro_batch, self._judge.timeout_s
         outcome, *results = replica.actor.judge.options(num_returns=1 + len(batch)).remote(
@@ -211,7 +224,8 @@ class JudgeQueue:
             batch[0].gradient,
             batch[0].wire,
             micro_batch,
-            *(request.frames for request in batch),
+            batch[0].times,
+            *(request.items for request in batch),
         )
         try:
             found: Outcome = await asyncio.wait_for(outcome, timeout_s)
@@ -225,8 +239,9 @@ class JudgeQueue:
             await self._again(batch, f"{name}: {DEATHS} processes in a row died in this request, at last so: {death}")
             return False
         except RayError as failure:
-            # The judge's own errors are outcomes; so this is about the frames of a caller, who may be dead.
-            await self._again(batch, f"{name}: the frames did not arrive: {failure}", give_up=len(batch) == 1)
+            # The judge's own errors are outcomes; so this is about what a caller sent, who may be dead.
+            reason = f"{name}: the {batch[0].called} did not arrive: {failure}"
+            await self._again(batch, reason, give_up=len(batch) == 1)
             return True
         if found.out_of_memory:
             # Once: a judge that needs less still should be given more memory, or a smaller micro_batch.
@@ -247,7 +262,7 @@ class JudgeQueue:
                     self._answer(request, Reply(None, [result], micro_batch))
         return True
 
-    async def _again(self, batch: Sequence[Request], reason: str, give_up: bool | None = None) -> None:
+    async def _again(self, batch: Sequence[Queued], reason: str, give_up: bool | None = None) -> None:
         """Put requests back, each to be judged by itself; those that have failed for good are answered `reason`."""
         for request in reversed(batch):
             request.alone = True
@@ -257,13 +272,11 @@ class JudgeQueue:
                 self._waiting.appendleft(request)
         await self._notify()
 
-    def _fail(self, request: Request, reason: str) -> None:
-        size = "x".join(map(str, request.shape[1:]))
-        slope = " with gradient" if request.gradient else ""
-        self._answer(request, Reply(f"{reason} (request: {request.shape[0]} frames of {size}{slope})"))
+    def _fail(self, request: Queued, reason: str) -> None:
+        self._answer(request, Reply(f"{reason} (request: {request.described})"))
 
     @staticmethod
-    def _answer(request: Request, reply: Reply) -> None:
+    def _answer(request: Queued, reply: Reply) -> None:
         if not request.answer.done():  # as it is where the caller has died
             request.answer.set_result(reply)
 

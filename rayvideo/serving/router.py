@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayError
 
 from rayvideo.sections import Judge, Precision
-from rayvideo.serving.queueing import JudgeQueue, Request
-from rayvideo.serving.wire import Reply, View
+from rayvideo.serving.queueing import JudgeQueue, Queued
+from rayvideo.serving.wire import Reply, Times, View
 
 USERS_POLL_S = 1.0
 GRACE_S = 600.0
@@ -37,11 +37,11 @@ class Router:
 
     async def join(self, user: str, token: list[Any], judges: Sequence[Judge]) -> str | None:
         """Serve one run more, for as long as the owner of `token`, a ref, lives. Returns why not, if so."""
-        own, other = (
+        served, wanted = (
             {judge.name: judge.model_dump(exclude={"weight"}) for judge in each} for each in (self._judges, judges)
         )
-        if differing := sorted(name for name in own | other if own.get(name) != other.get(name)):
-            return f"it serves judges {sorted(own)} for another run, and {differing} differ in the recipes"
+        if differing := sorted(name for name in served | wanted if served.get(name) != wanted.get(name)):
+            return f"it serves judges {sorted(served)} for another run, and {differing} differ in the recipes"
         self._users[user] = token[0]
         return None
 
@@ -74,7 +74,7 @@ class Router:
         ray.kill(ray.get_runtime_context().current_actor)
 
     async def ready(self, judge: str) -> tuple[str | None, View | None]:
-        """Wait until a judge is loaded. Returns what went wrong, and how it resizes frames if that is known."""
+        """Wait until a judge is loaded. Returns what went wrong, or else what it looks at."""
         queue = self._queues[judge]
         await queue.ready()
         return queue.error, queue.view
@@ -86,18 +86,22 @@ class Router:
     async def judge(
         self,
         judge: str,
-        frames: list[Any],
+        items: list[Any],
         shape: tuple[int, ...],
         prompts: Sequence[str],
         gradient: bool,
         wire: Precision,
+        times: Times | None = None,
         user: tuple[str, list[Any]] | None = None,
     ) -> Reply:
-        """Have frames judged: their ref comes in a list, and so goes the result's, so that no pixels pass through."""
+        """Have frames, or clips with frames at these times, judged.
+
+        Their ref comes in a list, and so goes the result's, so that no pixels pass through.
+        """
         if user:
             self._users.setdefault(user[0], user[1][0])
         answer = asyncio.get_running_loop().create_future()
-        return await self._queues[judge].ask(Request(frames[0], shape, prompts, gradient, wire, answer))
+        return await self._queues[judge].ask(Queued(items[0], shape, prompts, gradient, wire, times, answer))
 
     async def described(self, judge: str) -> str:
         """The state of a judge's replicas, for messages."""

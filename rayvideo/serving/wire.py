@@ -13,15 +13,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[Any]
-"""Frames or gradients [N, 3, H, W]: float32, float16, or bfloat16 as uint16, a type that numpy lacks."""
+"""Frames [N, 3, H, W] or clips [N, F', 3, H, W], or gradients by them: float32, float16, or bfloat16 as uint16, a type
+that numpy lacks.
+"""
+
+Times = tuple[float, ...]
+"""Of clips: seconds from the clip's beginning of each frame, F' of them."""
 
 
 class View(NamedTuple):
-    """How a judge resizes frames before it looks at them: the arguments of `resize_frames`."""
+    """What a loaded judge looks at."""
 
-    size: tuple[int, int]
-    resize: str
-    framing: str
+    sees: str = "frames"
+    """"frames" or "clip"."""
+    fps: float | None = None
+    """Of a clip, frames per second; None: the clip's."""
+    frames: int | None = None
+    """Of a clip, how many frames; None: as many as there are."""
+    size: tuple[int, int] | None = None
+    """Height and width that frames are resized to; None: as they come, unless the judge's own code resizes them."""
+    resize: str = "bilinear"
+    framing: str = "crop"
+    """How they are resized: arguments of `resize_frames`."""
+
+    @property
+    def selection(self) -> tuple[str, float | None, int | None]:
+        """Equal for judges that are shown the same frames."""
+        return self.sees, self.fps, self.frames
 
 
 class Outcome(NamedTuple):
@@ -41,9 +59,9 @@ class Reply(NamedTuple):
     error: str | None = None
     """Names the judge, what went wrong and the size of the request; None if there is a result."""
     result: list[Any] = []  # noqa: RUF012 - never changed
-    """Ref of (scores [N], gradients [N, 3, H, W] or None) in a list, which keeps Ray from fetching it on the way."""
+    """Ref of (scores [N], gradients [N, ...] or None) in a list, which keeps Ray from fetching it on the way."""
     micro_batch: int = 0
-    """Frames per forward pass that it was computed with."""
+    """Frames, or clips, per forward pass that it was computed with."""
 
 
 def encode(values: Tensor, precision: Precision) -> Pixels:

@@ -1,4 +1,4 @@
-"""Whether MLflow can be reached and used, found out within seconds: its own client tries again for minutes."""
+"""Whether MLflow can be reached and used. It is found out within seconds; MLflow's client would try for minutes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rayvideo.tracking.address import ALLOWED, OPTION, PORTS, VARIABLE, is_serve
 
 PATIENCE_S = 10
 """Seconds within which a server or a database must answer."""
-SIGNATURE = b"SQLite format 3\0"
+SIGNATURE = b"SQLite format 3\0"  # what a database file of sqlite begins with
 PACKAGES = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Module of a database's driver -> the package that brings it, where that is called otherwise."""
 LONGEST_SHOWN = 200
@@ -35,16 +35,16 @@ LONGEST_SHOWN = 200
 
 
 class AccessError(Exception):
-    """Why MLflow can't be used, and what to do; without logins."""
+    """Why MLflow can't be used, and what to do; the message holds no logins."""
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client of a server that answers as MLflow does, or of a database that this release of MLflow uses.
+    """A client of the server or the database at `uri`, which was found to answer and to fit this release of MLflow.
 
-    A database file is made if there is none, by one process at a time: two at once would break each other's.
+    A database file is made if there is none, by one process at a time: two at once would break it.
 
     Raises:
-        AccessError: it is none, or can't be reached.
+        AccessError: it is neither, can't be reached, or was made by another release.
     """
     try:
         if is_server(uri):
@@ -66,7 +66,10 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _refuse_percent(package: str) -> None:
-    """MLflow hands the folder of its migrations to configparser as it is, which takes a % for a variable."""
+    """Refuse an installation of MLflow in a folder with % in its name: its migrations are looked for in another one.
+
+    MLflow gives their folder to configparser, which takes % for the beginning of a variable.
+    """
     if "%" in package:
         raise AccessError(
             f"MLflow opens no database where it is installed below a folder with % in its name ({package}); move the "
@@ -75,13 +78,13 @@ def _refuse_percent(package: str) -> None:
 
 
 def quiet() -> None:
-    """Keep the list of its migrations, which MLflow tells of each database, out of the log."""
+    """Keep MLflow from logging the list of its migrations for each database that it opens."""
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _ask(uri: str) -> None:
-    """One short request, with the login and the certificates that MLflow's client would use."""
+    """Send a server one short request, with the login and the certificates that MLflow's client would use."""
     try:
         answer = http_request(
             get_default_host_creds(uri),
@@ -99,7 +102,7 @@ def _ask(uri: str) -> None:
     if answer.ok and answer.text.lstrip().startswith("{"):
         return
     said = f"{answer.status_code} {answer.reason}"
-    if not answer.text.lstrip().startswith("<"):  # a page for browsers
+    if not answer.text.lstrip().startswith("<"):  # a page for browsers would say nothing in a line
         said += f": {' '.join(answer.text.split())[:LONGEST_SHOWN]}"
     if answer.status_code in (401, 403):
         raise AccessError(
@@ -128,7 +131,7 @@ def _call(url: URL) -> None:
 
 @contextmanager
 def _made_once(database: Path) -> Iterator[None]:
-    """Refuse what can't become or is no database file; hold its lock."""
+    """Hold the lock of a database file while the block runs; refuse a file that is something else, or can't be made."""
     lock = database.with_name(f".{database.name}.lock")
     try:
         with locked(lock, wait=True, otherwise="start runs on a new database one after the other"):
@@ -143,7 +146,7 @@ def _made_once(database: Path) -> Iterator[None]:
 
 
 def _check_database(uri: str) -> None:
-    """Refuse a database of another release of MLflow, which would migrate some of the older ones unasked."""
+    """Refuse a database of another release of MLflow. This one would migrate some of the older ones unasked."""
     engine = create_engine(uri)
     with engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
@@ -167,7 +170,7 @@ def _check_database(uri: str) -> None:
 
 def _reason(error: Exception, uri: str) -> str:
     """What an error says, in one line and without the login."""
-    text = " ".join(str(getattr(error, "orig", error)).split())  # of SQLAlchemy's, what the database says
+    text = " ".join(str(getattr(error, "orig", error)).split())  # SQLAlchemy has the database's own error in `orig`
     if system := re.search(r"\[Errno -?\d+\] [^'\")>]+", text):
         return system[0]
     if "timed out" in text:

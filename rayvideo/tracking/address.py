@@ -11,10 +11,10 @@ from sqlalchemy import make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError
 
-from rayvideo.data.storage import is_uri
 from rayvideo.errors import RecipeError
 from rayvideo.paths import expand, without_login
 from rayvideo.recipe import Recipe
+from rayvideo.storage import is_uri
 
 OPTION, VARIABLE = "tracking.uri", "MLFLOW_TRACKING_URI"
 ALLOWED = "a server such as http://host:5000, or a database such as sqlite:////data/mlflow.db"
@@ -56,16 +56,17 @@ def database_in(storage: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a database that is one."""
+    """The file of an sqlite database; None for every other address."""
     return Path(str(make_url(uri).database)).absolute() if uri.startswith("sqlite") else None
 
 
 def is_server(uri: str) -> bool:
+    """Whether it is the address of an MLflow server, not of a database."""
     return urlsplit(uri).scheme in ("http", "https")
 
 
 def _checked(key: str, uri: str) -> str:
-    """The address, if it has the form of one; that of a file with an absolute path."""
+    """The address under `key`, if it has the form of one; the path of a database file is made absolute."""
     shown = f"{key} {without_login(uri)!r}"
     scheme, mark, _ = uri.partition("://")
     if re.fullmatch(r"[\w.-]+:\d+(/.*)?", uri):
@@ -92,7 +93,7 @@ def _checked(key: str, uri: str) -> str:
 
 
 def _is_whole(uri: str) -> bool:
-    """Whether the host and the port of a server can be told; a database may be on this machine, without either."""
+    """Whether the address of a server names its host, and a port that is a number; databases may do without both."""
     try:
         if is_server(uri):
             return urlsplit(uri).port != 0 and bool(urlsplit(uri).hostname)
@@ -104,8 +105,9 @@ def _is_whole(uri: str) -> bool:
 def _sqlite(url: URL) -> str:
     """The address of a database file, with an absolute path, as SQLAlchemy reads it.
 
-    MLflow makes the folder of an address that begins with `sqlite:///`, but takes its escapes for letters of the
-    name. So those that need escapes are written with their driver, and the folder is ours to make.
+    Of an address that begins with `sqlite:///`, MLflow makes the folder, but does not read escapes such as %20 in it.
+    Paths that need escapes are written with the driver's name, `sqlite+pysqlite:///`: then MLflow makes no folder, and
+    we do.
 
     Raises:
         ValueError: this release of SQLAlchemy can't read it so.

@@ -1,4 +1,4 @@
-"""What a run was made with: the commit of this package, and the releases of libraries."""
+"""What a run was made with: the commit of this package, and the versions of Python and of libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def commit() -> dict[str, str]:
     """The commit of this package's repository, `-dirty` with uncommitted changes; nothing when it has none."""
     here = Path(rayvideo.__file__).parent
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:  # an environment inside another project's repository must not claim that project's commit
+    # `ls-files` fails where this package is installed inside another project's repository, whose commit is not ours.
+    try:
         for command in (["ls-files", "--error-unmatch", "recipe.py"], describe):
             done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):

@@ -24,21 +24,21 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from rayvideo.data.storage import is_uri, join
 from rayvideo.data.video import write_clip
 from rayvideo.errors import Stopped, UserError
 from rayvideo.paths import without_login, without_login_of
-from rayvideo.recipe import Recipe, dotted, leaves, shareable
+from rayvideo.recipe import Recipe, flatten, shareable
+from rayvideo.storage import is_uri, join
 from rayvideo.tracking.access import AccessError, connect, quiet
 from rayvideo.tracking.address import is_server, sqlite_file, tracking_uri
 from rayvideo.tracking.origin import commit, versions
 from rayvideo.tracking.strip import Frames, draw_strip
 
-LONGEST_PARAM = 500  # characters; servers differ in what they take
-CUT = "… (see recipe.yaml)"
+LONGEST_PARAM = 500  # characters that every server takes; newer ones take more
+CUT = "… (see recipe.yaml)"  # the end of a param that was too long
 LONGEST_NAME = 250  # characters of a param's name
 LONGEST_KEY = 120  # characters of an image's key, which becomes part of a file name
-ARTIFACTS = "mlartifacts"
+ARTIFACTS = "mlartifacts"  # folder of artifacts beside a database
 
 Item = TypeVar("Item")
 
@@ -102,7 +102,7 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     tree = shareable(recipe)
     # As a dict: two keys of a judge's options may become one name, of which MLflow takes one value.
-    named = {metric_name(dotted(path))[:LONGEST_NAME].rstrip("/."): value for path, value in leaves(tree)}
+    named = {param_name(key): value for key, value in flatten(tree).items()}
     params = (Param(key, _shorten(value)) for key, value in named.items())
     for batch in _batches(params, 100):  # the most that MLflow takes at once
         client.log_batch(run_id, params=batch)
@@ -135,19 +135,17 @@ class Tracker:
 
     Args:
         skip_logged: Leave out what the run has already: steps that a resumed training does again would stand there
-            twice. A metric's values up to its newest step count as logged.
+            twice. A metric's values up to its newest step count as logged, and so do those that are logged with it.
     """
 
     def __init__(self, ref: RunRef, *, skip_logged: bool = False) -> None:
         self.ref = ref
         self._client = _client(ref.uri)
-        # One thread, so that steps arrive in order: what was logged before a process was killed has no gaps.
+        # One thread, so that steps arrive in order: should this process be killed, what arrived has no gaps.
         self._sender = ThreadPoolExecutor(max_workers=1)
         self._sending: list[Future[Any]] = []
-        self._logged: dict[str, int] = {}
-        if skip_logged:
-            newest = self._client.get_run(ref.run_id).data.to_proto().metrics
-            self._logged = {metric.key: metric.step for metric in newest}
+        self._earlier = set(self._client.get_run(ref.run_id).data.metrics) if skip_logged else set()
+        self._newest: dict[str, int] = {}  # of metrics in `_earlier`: the newest step, once it was asked for
 
     def __enter__(self) -> Tracker:
         return self
@@ -159,13 +157,13 @@ class Tracker:
             self.finish("KILLED" if issubclass(kind, (KeyboardInterrupt, Stopped)) else "FAILED")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One value a metric at an optimizer step."""
+        """One value a metric at an optimizer step; up to 1000 of them arrive together or not at all."""
         now = int(time.time() * 1000)
-        entries = [
-            Metric(metric_name(name), float(value), now, step)
-            for name, value in metrics.items()
-            if not self.logged(name, step)
-        ]
+        entries = [Metric(metric_name(name), float(value), now, step) for name, value in metrics.items()]
+        # To ask for one metric's history takes a second after 20 000 steps. What arrived together is asked for once.
+        earlier = [entry.key for entry in entries if entry.key in self._earlier]
+        if earlier and self.logged(earlier[0], step):
+            entries = [entry for entry in entries if entry.key not in self._earlier]
         for batch in _batches(entries, 1000):
             self._sending.append(self._sender.submit(self._client.log_batch, self.ref.run_id, metrics=batch))
         if len(self._sending) >= 100:
@@ -173,7 +171,12 @@ class Tracker:
 
     def logged(self, name: str, step: int) -> bool:
         """Whether the run had a metric's value of this step already; False unless `skip_logged`."""
-        return step <= self._logged.get(metric_name(name), -1)
+        key = metric_name(name)
+        if key not in self._earlier:
+            return False
+        if key not in self._newest:
+            self._newest[key] = max(point.step for point in self._client.get_metric_history(self.ref.run_id, key))
+        return step <= self._newest[key]
 
     def tag(self, **tags: str | int) -> None:
         """Set tags."""
@@ -216,6 +219,11 @@ class Tracker:
             self._client.set_terminated(self.ref.run_id, status)
 
 
+def param_name(key: str) -> str:
+    """The name under which MLflow keeps an option of a recipe, by the option's dotted key."""
+    return metric_name(key.replace('"', ""))[:LONGEST_NAME].rstrip("/.")
+
+
 def metric_name(name: str) -> str:
     """A name of characters that MLflow accepts, letters, digits and `_-./ `, and no path that leads elsewhere."""
     parts = re.sub(r"[^\w\-./ ]", "_", name, flags=re.A).split("/")
@@ -223,7 +231,7 @@ def metric_name(name: str) -> str:
 
 
 def _client(uri: str) -> MlflowClient:
-    """A client of what was reached before."""
+    """A client of an address that `_connect` has reached before."""
     quiet()
     return MlflowClient(tracking_uri=uri)
 
@@ -236,7 +244,10 @@ def _connect(uri: str, what: str) -> MlflowClient:
 
 
 def _artifacts_beside(uri: str, storage: str) -> str | None:
-    """Where an experiment's artifacts go: a server knows; a database would put them into the current directory."""
+    """Where artifacts of a new experiment go; None leaves that to a server.
+
+    With a database alone MLflow would put them into the current directory.
+    """
     if is_server(uri) or "://" not in uri:
         return None
     if database := sqlite_file(uri):
@@ -245,7 +256,7 @@ def _artifacts_beside(uri: str, storage: str) -> str | None:
 
 
 def _refuse_served(artifacts: str, uri: str, what: str) -> None:
-    """Refuse to go past a server, through its database, to what only the server can read and write."""
+    """Refuse a database whose artifacts only the server that made it can read and write."""
     if urlsplit(artifacts).scheme == "mlflow-artifacts" and not is_server(uri):
         raise TrackingError(
             f"{what} was made by an MLflow server, which alone reaches its artifacts ({artifacts}); name the server in "

@@ -1,4 +1,4 @@
-"""Pictures of clips, to be looked at beside each other."""
+"""Pictures in which the frames of several clips stand one above the other, to be compared by eye."""
 
 from __future__ import annotations
 

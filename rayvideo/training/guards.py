@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from rayvideo.data.table import Batch
 from rayvideo.errors import UserError
+
+if TYPE_CHECKING:
+    from rayvideo.data.table import Batch
 
 
 class NonFiniteError(UserError, ArithmeticError):

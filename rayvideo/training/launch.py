@@ -1,65 +1,57 @@
-"""A fine-tuning from recipe to adapter: checks, clips, judges, MLflow, and Ray Train around the loop."""
+"""A fine-tuning from recipe to adapter: checks, clips, judges, MLflow, attempts to reach the end, and the product."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import Any
 from uuid import uuid4
 
-import ray
-from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
-
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import write_rejected
-from rayvideo.data.storage import join
 from rayvideo.data.table import LatentTable
-from rayvideo.errors import RecipeError, Stopped, UserError
+from rayvideo.errors import RecipeError, Stopped
 from rayvideo.evaluation.adapter import check_adapter
-from rayvideo.evaluation.folder import is_file, read_lines
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.models import load_model
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
-from rayvideo.serving.pool import RewardPool
-from rayvideo.settling import settle
-from rayvideo.tracking import RunRef, Tracker, create_run, versions
-from rayvideo.training import folder as runs
-from rayvideo.training.attempts import attempts_of, note_lost
-from rayvideo.training.checkpoints import (
+from rayvideo.runs import folder as runs
+from rayvideo.runs.attempts import attempts_of, note_lost
+from rayvideo.runs.checkpoints import (
     CHECKPOINTS,
     CheckpointError,
     Good,
     Refused,
     fetched,
-    forget_reports,
     name_of,
     newest_good,
+    verify,
 )
-from rayvideo.training.elastic import Trainer
-from rayvideo.training.failures import OnFailure
-from rayvideo.training.following import following
-from rayvideo.training.lock import only_driver
-from rayvideo.training.news import News
+from rayvideo.runs.following import following
+from rayvideo.runs.lock import only_driver
+from rayvideo.runs.verdict import Verdict, verdict_of
+from rayvideo.serving.pool import RewardPool
+from rayvideo.settling import settle
+from rayvideo.storage import is_file, join, read_lines
+from rayvideo.tracking import RunRef, Tracker, create_run, versions
 from rayvideo.training.plan import Plan
-from rayvideo.training.preemption import OnSigterm, on_signals
 from rayvideo.training.preflight import check_place
-from rayvideo.training.retention import Retention
-from rayvideo.training.work import work
+from rayvideo.training.ray_train.attempt import run_attempt
+from rayvideo.training.ray_train.preemption import on_signals
 
 logger = logging.getLogger(__name__)
 
 
-def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
+def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False) -> dict[str, Any]:
     """Fine-tune the recipe's model and return what is then in the run folder's summary.json.
 
     Needs a running Ray, and a recipe that passed `preflight.check`; what `preflight.check_place` refuses, it does too.
 
     Args:
-        resume: Go on with the run of this name from its newest good checkpoint. A run that has done all of its steps
-            is left as it is.
+        resume: Go on with the run of this name from its newest good checkpoint. A run that has done all of its steps,
+            or was ended by a verdict of its stop rule, is left as it is.
+        overrule: With `resume`: go on to the last step, whatever the stop rule said or would say.
 
     Raises:
         UserError: naming what the recipe, its files, a clip or a judge lacks; also where NaN or Inf appeared.
@@ -68,48 +60,69 @@ def finetune(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     started = time.monotonic()
     recipe = runs.named(recipe)
     folder = runs.folder_of(recipe)
-    ref = check_place(recipe, resume=resume)
+    ref = check_place(recipe, resume=resume, overrule=overrule)
     recipe = settle(runs.as_begun(recipe) if ref else recipe, "training")
     with only_driver(folder):
-        return _go_on(recipe, ref, started) if ref else _train(recipe, recipe, None, "started", started)
+        if ref:
+            return _go_on(recipe, ref, overrule, started)
+        return _train(recipe, recipe, None, "started", started)
 
 
-def _go_on(recipe: Recipe, ref: RunRef, started: float) -> dict[str, Any]:
+def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float) -> dict[str, Any]:
     """Resume the run, or finish it if only that was left to do."""
-    folder = runs.folder_of(recipe)
+    folder, name = runs.folder_of(recipe), recipe.tracking.run_name
     good, refused = newest_good(folder, ref.run_id)
     for one in refused:
         logger.warning("checkpoint refused: %s", one.why)
     done, steps = good.step if good else 0, recipe.training.steps
     if done > steps:
-        raise RecipeError(f"training.steps {steps}: run {recipe.tracking.run_name!r} has done {done} steps already")
-    if good is None or done < steps:
+        raise RecipeError(f"training.steps {steps}: run {name!r} has done {done} steps already")
+    given = verdict_of(good.state) if good else None
+    verdict = None if overrule else given
+    if overrule and given:
+        Tracker(ref).tag(verdict=f"overruled: {given.reason}")
+    if good is None or (done < steps and verdict is None):
         logger.info("going on from step %d", done)
-        return _train(recipe, _shared_as_begun(recipe, good), ref, "resumed", started)
+        overruled = overrule or (good is not None and good.state.get("overruled", False))
+        reason = f"resumed, the verdict of step {given.given_at} overruled" if overrule and given else "resumed"
+        return _train(recipe, with_original_global_batch(recipe, good), ref, reason, started, overruled)
     summary = runs.known(folder)
-    if summary.get("finished"):
-        logger.info("run %r is finished; raise training.steps above %d to go on", recipe.tracking.run_name, steps)
+    if summary.get("finished") and not (overrule and summary.get("verdict")):
+        if verdict:
+            logger.info("run %r ended after step %d: %s; --overrule goes on", name, verdict.given_at, verdict.reason)
+        else:
+            logger.info("run %r is finished; raise training.steps above %d to go on", name, steps)
         return summary
     with Tracker(ref) as tracker:
-        return _finish(recipe, good, refused, tracker, started)
+        return _finish(recipe, good, refused, tracker, started, verdict)
 
 
-def _shared_as_begun(recipe: Recipe, good: Good | None) -> Recipe:
-    """The recipe, but a resumed run keeps the global batch that it was begun with, whatever its workers are now."""
+def with_original_global_batch(recipe: Recipe, good: Good | None) -> Recipe:
+    """The recipe with as many clips in an optimizer step as the run was begun with, whatever its workers are now.
+
+    Args:
+        good: The checkpoint that the run goes on from, if there is one yet.
+    """
     if good is None:
         return recipe
     training = recipe.training.with_global_batch(good.state["global_batch"])
     return recipe.model_copy(update={"training": training})
 
 
-def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started: float) -> dict[str, Any]:
-    """Everything that a training takes.
+def _train(
+    recipe: Recipe, shared: Recipe, ref: RunRef | None, reason: str, started: float, overruled: bool = False
+) -> dict[str, Any]:
+    """Everything that a training takes, from the judges' start to the summary.
 
     Args:
         shared: The recipe as the workers share it: with the global batch that the run was begun with.
-        ref: The MLflow run of one that goes on.
+        ref: The MLflow run of a training that goes on.
+        reason: Why the workers start.
+        started: `time.monotonic()` at the beginning of the call.
+        overruled: Whether the recipe's stop rule is not asked any more.
     """
     options = recipe.reward
+    folder = runs.folder_of(recipe)
     pool = RewardPool(
         options.judges,
         name=recipe.tracking.run_name,
@@ -118,7 +131,8 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
         wire=options.wire,
     )
     try:
-        table = open_latents(recipe, meanwhile=pool.refuse_broken)  # this and the next line while the judges load
+        # The judges load meanwhile.
+        table = open_latents(recipe, meanwhile=pool.refuse_broken)
         shown = embed_shown(recipe)
         with progress("loading judges", len(pool.judges), unit="judge") as bar:
             pool.wait_until_ready(lambda _: bar.update())
@@ -126,18 +140,33 @@ def _train(recipe: Recipe, shared: Recipe, ref: RunRef | None, why: str, started
         with Tracker(ref) as tracker:
             try:
                 newest, refused = _fit(
-                    Plan(shared, runs.folder_of(recipe), table, pool, shown, ref, uuid4().hex[:8], why)
+                    Plan(
+                        recipe=shared,
+                        run_folder=folder,
+                        table=table,
+                        pool=pool,
+                        shown=shown,
+                        tracking=ref,
+                        call_id=uuid4().hex[:8],
+                        start_reason=reason,
+                        overruled=overruled,
+                    )
                 )
             except Stopped as stop:
-                runs.write_summary(runs.folder_of(recipe), {"finished": False, "steps": stop.steps})
+                runs.write_summary(folder, {"finished": False, "steps": stop.steps})
                 raise
-            return _finish(recipe, newest, refused, tracker, started)
+            verdict = verdict_of(newest.state) if newest else None
+            return _finish(recipe, newest, refused, tracker, started, verdict)
     finally:
         pool.close()
 
 
 def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
-    """Take the run folder and an MLflow run: a new one, or that of a training that goes on."""
+    """Write into the run folder what is known now, which takes it, and open the MLflow run.
+
+    Args:
+        ref: The MLflow run of a training that goes on; None makes a new one.
+    """
     folder = runs.folder_of(recipe)
     runs.write_recipe(recipe)
     write_rejected(join(folder, "rejected.jsonl"), table.rejected)
@@ -147,12 +176,15 @@ def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
     else:
         Tracker(ref).reopen()
     clips = {"clips": len(table), "rejected": len(table.rejected)}
-    runs.write_summary(folder, {"finished": False, "run_folder": folder, "mlflow": ref.shareable(), **clips})
+    known = {"finished": False, "verdict": None, "run_folder": folder, "mlflow": ref.shareable(), **clips}
+    runs.write_summary(folder, known)
     return ref
 
 
 def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
-    """Run the loop to the last step; lost workers are replaced, and go on from the newest checkpoint.
+    """Run the loop to its end; lost workers are replaced, and go on from the newest checkpoint.
+
+    The end is the last step or the verdict of the stop rule.
 
     Returns:
         `newest_good` of the run at its end.
@@ -161,13 +193,15 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
         Stopped: SIGTERM or SIGINT ended it before.
     """
     steps = plan.recipe.training.steps
-    with on_signals(plan.mailbox) as caught, following(plan.board, plan.run_folder, steps, plan.call):
+    with on_signals(plan.mailbox) as caught, following(plan.board, plan.run_folder, steps, plan.call_id):
         done = -1
         while True:
-            _attempt(plan)
+            run_attempt(plan)
             newest, refused = newest_good(plan.run_folder, plan.tracking.run_id)
             before, done = done, newest.step if newest else 0
-            if done >= steps or done == before:  # `_finish` says why there is no more
+            ended = newest is not None and verdict_of(newest.state) is not None and not plan.overruled
+            # Where no step was gained, another attempt would gain none either; `_finish` raises the reason.
+            if done >= steps or ended or done == before:
                 return newest, refused
             if caught:
                 name = plan.recipe.tracking.run_name
@@ -181,66 +215,42 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
             logger.warning("workers had to end, saved after step %d: going on with as many as there is room for", done)
 
 
-def _attempt(plan: Plan) -> None:
-    """Run the loop until the workers end, after the last step or because they were asked to stop."""
-    plan.board.pin(News("starting workers"))
-    forget_reports(plan.run_folder)
-    options = plan.recipe.training
-    workers = options.workers
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # or relative paths of the recipe would mean something else in workers
-    trainer = Trainer(
-        work,
-        sizes=options.sizes,
-        train_loop_config={"plan": ray.put(plan)},
-        torch_config=TorchConfig(backend="nccl" if options.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(workers.min, workers.max) if workers.elastic else workers.max,
-            elastic_resize_monitor_interval_s=workers.check_every_s,
-            use_gpu=options.gpus_per_worker > 0,
-            resources_per_worker={"CPU": options.cpus_per_worker, "GPU": options.gpus_per_worker, **options.resources},
-        ),
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=plan.run_folder,
-            failure_config=FailureConfig(max_failures=options.max_failures),
-            callbacks=[
-                OnFailure(plan.run_folder, plan.board),
-                OnSigterm(),
-                Retention(plan.run_folder, options.keep_checkpoints, options.keep_best == "reward"),
-            ],
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised here, or told by OnFailure
-        ),
-    )
-    try:
-        trainer.fit()
-    except ControllerError as error:
-        raise (error.controller_failure if isinstance(error.controller_failure, UserError) else error) from None
-
-
 def _finish(
-    recipe: Recipe, newest: Good | None, refused: list[Refused], tracker: Tracker, started: float
+    recipe: Recipe,
+    newest: Good | None,
+    refused: list[Refused],
+    tracker: Tracker,
+    started: float,
+    verdict: Verdict | None,
 ) -> dict[str, Any]:
-    """Put the adapter of the newest checkpoint in its place, into MLflow too, and sum the run up.
+    """Put the run's product in its place, into MLflow too, and sum the run up.
+
+    The product is the adapter of the last step, or of the step that the verdict names.
 
     Raises:
-        CheckpointError: what was written last can't be read.
+        CheckpointError: the checkpoint of that step can't be read.
         ModelError: the adapter does not fit the model, or changes nothing.
     """
     folder = runs.folder_of(recipe)
-    if newest is None or newest.step != recipe.training.steps:
+    if newest is None or (newest.step != recipe.training.steps and verdict is None):
         said = "; ".join(one.why for one in refused) or "it is gone"
         raise CheckpointError(f"the checkpoint of the last step can't be used: {said}. Resume the run to do it again")
-    logger.info("keeping the adapter of step %d", newest.step)
-    with fetched(newest.folder) as files:
-        # What others will load binds to this model, every tensor of it, and changes something.
-        check_adapter(load_model(recipe.model.path, device="meta", parts=("denoiser",)), str(files / "adapter"))
+    product = _chosen(folder, newest, verdict, tracker.ref.run_id) if verdict else newest
+    logger.info("keeping the adapter of step %d", product.step)
+    with fetched(product.folder) as files:
+        # Others will load it: every tensor of it must find its place in this model, and it must change something.
+        model = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("denoiser",))
+        check_adapter(model, str(files / "adapter"))
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
+    if verdict:
+        tracker.tag(verdict=verdict.reason, **{"verdict.step": verdict.step})
     steps = read_lines(join(folder, "metrics.jsonl"))
     return runs.write_summary(
         folder,
         {
             "finished": True,
+            "verdict": verdict._asdict() if verdict else None,
             "adapter": adapter,
             "steps": newest.step,
             "seconds": round(time.monotonic() - started, 1),
@@ -253,8 +263,26 @@ def _finish(
     )
 
 
+def _chosen(folder: str, newest: Good, verdict: Verdict, run: str) -> Good:
+    """The checkpoint whose adapter a verdict names as the product.
+
+    Args:
+        run: Id of the MLflow run that the checkpoint must be of.
+    """
+    if verdict.step == newest.step:
+        return newest
+    try:
+        return verify(join(folder, f"{CHECKPOINTS}/{name_of(verdict.step)}"), run)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"training.stop_rule ended the run after step {verdict.given_at} in favour of the adapter of step "
+            f"{verdict.step}, whose checkpoint can't be used: {error}. Put a good copy of it in its place and resume, "
+            "or go on to the last step with --resume --overrule"
+        ) from error
+
+
 def _best(folder: str, newest: Good) -> dict[str, Any] | None:
-    """The checkpoint with the highest mean training reward, and its adapter's place if it is there still."""
+    """The checkpoint with the highest mean training reward, with its adapter's path, None if that was deleted."""
     best = newest.state["best"]
     if best is None:
         return None

@@ -9,9 +9,6 @@ from torch import Tensor
 from rayvideo.errors import UserError
 from rayvideo.models.lora import PREFIX, untrained
 
-PATIENCE = {"ddpo": 10}
-"""Objective -> updates that may leave the whole adapter where it is (else: none). To ddpo, samples that are rewarded
-alike say nothing, which may happen once."""
 NAMED = 3
 
 
@@ -23,13 +20,13 @@ class FirstUpdates:
     """Looks at the adapter after each update until it has moved; its B matrices are 0 before the first.
 
     Args:
-        objective: The recipe's `training.objective`.
+        patience: Updates within which something must have moved.
         done: Whether the run goes on from a checkpoint, hence has moved already.
     """
 
-    def __init__(self, objective: str, *, done: bool) -> None:
+    def __init__(self, patience: int, *, done: bool) -> None:
         self.watching = not done
-        self._left = PATIENCE.get(objective, 1)
+        self._left = patience
 
     def look(self, step: int, weights: Mapping[str, Tensor]) -> str | None:
         """What is to be warned of after the update of `step`, if anything; `weights` are the adapter's by name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from typing import Any
@@ -10,56 +9,48 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2._internal.execution import context as train_context
+from peft import PeftModel
 
-from rayvideo.data.storage import join
 from rayvideo.evaluation.judge import sights
 from rayvideo.evaluation.previews import Previews
-from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora, pairs, parameter_count
-from rayvideo.precision import DTYPES
+from rayvideo.models.lora import pairs, parameter_count
 from rayvideo.recipe import Recipe
-from rayvideo.seeding import seed_for
+from rayvideo.runs.journal import Journal
+from rayvideo.runs.news import Reporter
+from rayvideo.storage import join
 from rayvideo.tracking import Tracker
-from rayvideo.training.engine import Engine
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.learning import FirstUpdates
-from rayvideo.training.meters import Clock, Journal, Pace, gather_over_workers, mean_over_workers
-from rayvideo.training.methods import rollout_for, trainer_for
-from rayvideo.training.news import Reporter
+from rayvideo.training.meters import Pace, gather_over_workers, mean_over_workers
+from rayvideo.training.objective import Objective
 from rayvideo.training.plan import Plan
-from rayvideo.training.preemption import STOP, asked
-from rayvideo.training.saver import Saver, agree, load
+from rayvideo.training.ray_train.preemption import STOP, asked
+from rayvideo.training.ray_train.saver import Saver, agree, load
+from rayvideo.training.stop_rule import Stopping
 
 
-def train(config: dict[str, Any]) -> None:
-    """Train until the recipe's last step, or one after which workers were asked to stop, from the newest checkpoint.
+def train(plan: Plan) -> None:
+    """Train from the newest checkpoint until the recipe's last step, or until one after which the run is to end.
 
-    Runs on each Ray Train worker with a process group; `config["plan"]` is a `Plan`.
+    It ends early when its stop rule gives a verdict, and when workers were asked to stop. Runs on each worker of Ray
+    Train, in a process group.
     """
-    logging.getLogger(train_context.__file__).setLevel(logging.WARNING)  # or every report is a line in the job's log
-    plan: Plan = config["plan"]
     recipe, context = plan.recipe, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     report = Reporter(plan.board if rank == 0 else None)
-    report.phase("loading the model")
-
-    model = load_model(
-        recipe.model.path, dtype=DTYPES[recipe.training.precision], device=device, parts=("denoiser", "vae")
-    )
-    if recipe.model.checkpointing in ("blocks", "both"):
-        model.enable_checkpointing()
-    adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
-    clock = Clock(device)
-    rollout = rollout_for(recipe, model, plan.table.unconditional(), clock)
-    engine = Engine(adapted, recipe.training, rollout.passes)
-    model.denoiser = engine.denoiser
     report.phase("looking for checkpoints")
     start = agree(plan, rank, workers)
+    report.phase("loading the model")
+
+    def make_engine(adapted: PeftModel, objective: Objective[Any]) -> DeepSpeedEngine:
+        return DeepSpeedEngine(adapted, recipe.training, objective.passes, universal=start.by_others)
+
+    model, adapted, objective, engine, trainer = assemble(recipe, plan.table, plan.pool, device, make_engine, rank=rank)
     best = load(engine, plan, start, rank, workers)
 
-    trainer = trainer_for(rollout, recipe, plan.table, plan.pool, engine, clock, rank=rank)
     tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
     journal = Journal(join(plan.run_folder, "metrics.jsonl"), start.step, best) if rank == 0 else None
     if tracker:
@@ -69,15 +60,18 @@ def train(config: dict[str, Any]) -> None:
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
     )
-    # A stop does not wait for the previews of its step.
+    # Workers that are asked to stop don't make the previews of their last step first: those that go on do it here.
     if start.step == 0 or (_shows(recipe, start.step) and previews.lacks(start.step)):
         previews.show(start.step)
     pace = Pace()
     report.phase("first step (warming up)")
     saver = Saver(engine, plan, start, rank, workers)
-    first = FirstUpdates(recipe.training.objective, done=start.step > 0)
+    first = FirstUpdates(objective.patience, done=start.step > 0)
+    stopping = Stopping(recipe.training, start.rule, overruled=plan.overruled)
+    # Workers that were lost after a verdict are started again by Ray Train, and have nothing left to do.
+    steps = range(0) if start.ended else range(start.step + 1, recipe.training.steps + 1)
     try:
-        for step in range(start.step + 1, recipe.training.steps + 1):
+        for step in steps:
             began = time.monotonic()
             values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
             stop = values.pop(STOP) > 0
@@ -91,27 +85,30 @@ def train(config: dict[str, Any]) -> None:
                     seen = sights(recipe, plan.pool, trainer.first_sent)
                     tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
                     report.say(*(f"judge {judge!r} sees {sight}" for judge, sight in seen.items()))
-            if first.watching and values["skipped"] < 1:  # fp16 may have to skip some
+            if first.watching and values["skipped"] < 1:  # with fp16 a step may be skipped, which moves nothing
                 still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
                 if tracker and still:
                     report.say(f"warning: {still}")
                     tracker.tag(still=still)
-            last = step == recipe.training.steps
+            verdict = stopping.ask(step, values)
+            if verdict:
+                report.say(f"step {step} is the last: {verdict.reason}; the adapter of step {verdict.step} is kept")
+            last = step == recipe.training.steps or verdict is not None
             if last or (_shows(recipe, step) and not stop):
                 previews.show(step)
-            if last or stop or step % recipe.training.checkpoint_every == 0:
+            if last or stop or step % recipe.training.checkpoint_every == 0 or stopping.must_save(step):
                 report.phase(f"checkpoint of step {step}")
                 if tracker and journal:
-                    tracker.flush()  # what a checkpoint holds is logged: a resumed run leaves no gap
+                    # Steps are in MLflow before their checkpoint counts, so that a resumed run leaves no gap there.
+                    tracker.flush()
                     journal.save()
-                saver.save(step, journal.rate(step) if journal else None)
-            if stop:
+                saver.save(step, journal.update_best(step) if journal else None, stopping.saved())
+            if last or stop:
                 break
-            if not last:
-                report.stepped(step)
+            report.stepped(step)
         report.phase("writing the last checkpoint")
     finally:
-        saver.close()  # should a step fail, the checkpoint before it counts all the same
+        saver.close()  # after a step that failed too: the checkpoint before it is uploaded to its end
     engine.close()
 
 

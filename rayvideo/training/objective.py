@@ -1,46 +1,184 @@
-"""What is minimised: InstructVideo's loss, and those of the paper's baselines. Pure functions of a batch's numbers."""
+"""What an objective is: it makes clips, and turns what the judges say of them into losses.
+
+An objective is a file in `objectives/`, or a class of the user's. The trainer knows this contract and no objective.
+"""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from rayvideo import editing
+from rayvideo.models.base import VideoModel
+from rayvideo.rewards.pixels import clamp_pixels
+from rayvideo.rewards.temporal import sample_segments
+from rayvideo.schedules import Chain
+from rayvideo.sections import Section
+from rayvideo.seeding import generator_for
+from rayvideo.training.guards import check_finite
+from rayvideo.training.meters import Clock
 
-def reward_loss(rewards: Tensor) -> Tensor:
-    """Mean of 1 - R over videos [B] (paper Eq. 9 up to the constant: the gradient is that of -R).
+if TYPE_CHECKING:  # a recipe is made of the objectives' options, and clips come from tables that need Ray
+    from rayvideo.data.table import Batch
+    from rayvideo.recipe import Recipe
 
-    Also DRaFT's (Clark et al. 2024), whose rewards are those of clips made from pure noise.
+OptionsT = TypeVar("OptionsT", bound=Section)
+
+
+@dataclass
+class Made:
+    """A micro-batch of clips that the model made; their pixels carry the graph back to the adapter, if there is one."""
+
+    clips: Batch
+    drawn: Tensor
+    """The frame that judges of frames see of each segment, [B, S]."""
+    shown: Tensor
+    """The frames that were decoded, among them those drawn, [B, U], ascending."""
+    pixels: Tensor
+    """The shown frames, clamped to [0, 1]: [B, U, 3, H, W]."""
+    saturation: float
+    """Share of pixel values that had to be clamped."""
+
+
+class Judged(NamedTuple):
+    """Clips that are back from the judges."""
+
+    made: Made
+    rewards: Tensor
+    """[B]; differentiable by the clips' pixels, if the objective needs that."""
+
+
+class Loss(NamedTuple):
+    """What one backward pass starts from."""
+
+    value: Tensor
+    """[]"""
+    clips: Batch
+    """The clips that it comes from."""
+
+
+class Objective(ABC, Generic[OptionsT]):
+    """How the adapter learns. Subclasses say how clips are made, and what is minimised.
+
+    Args:
+        options: What `options_of` says.
+        model: With denoiser (or the engine around it) and VAE.
+        unconditional: Embedding [1, L, C] of the empty prompt.
+        clock: Gets the phases "rollout", "decode" and "backward".
+        shown: The frames [B, U] to decode for judges of which some see the frames drawn [B, S]; see `ClipReward.shown`.
     """
-    return (1 - rewards).mean()
 
+    Options: ClassVar[type[Section]] = Section
+    """Its section of the recipe, `training.<name of its file>`."""
+    needs_gradient: ClassVar[bool]
+    """Whether the judges must be differentiable."""
+    compares_samples: ClassVar[bool] = False
+    """Whether it learns from how a step's samples differ in reward, so that there must be several."""
+    patience: ClassVar[int] = 1
+    """Updates within which some of the adapter must have moved."""
+    passes: int = 1
+    """Backward passes per micro-batch and update; the engine averages over them."""
+    update_count: int = 1
+    """Optimizer updates on the same clips."""
 
-def standardised(rewards: Tensor, group: int) -> Tensor:
-    """Rewards [N] as distances from the mean of their group, in its standard deviations; 0 if none differ.
+    def __init__(
+        self,
+        recipe: Recipe,
+        options: OptionsT,
+        model: VideoModel,
+        unconditional: Tensor,
+        clock: Clock,
+        shown: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._recipe = recipe
+        self._options = options
+        self._model = model
+        self._unconditional = unconditional
+        self._clock = clock
+        self._shown = shown
+        self._chain = model.schedule.chain(recipe.editing.steps, self.strength(recipe))
 
-    Each `group` samples in a row are a group.
-    """
-    groups = rewards.view(-1, group)
-    return ((groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True).clamp(min=1e-8)).flatten()
+    @classmethod
+    def strength(cls, recipe: Recipe) -> float:
+        """Share of the chain that is run."""
+        return 1.0
 
+    @classmethod
+    def check(cls, recipe: Recipe, options: OptionsT) -> None:
+        """Refuse options that do not fit this objective, without loading anything.
 
-def rwr_weights(advantages: Tensor, temperature: float) -> Tensor:
-    """exp(advantage / β) of samples [N], normalised to a mean of 1 (Lee et al. 2023).
+        Raises:
+            ValueError: naming the key, what it is, and what is allowed.
+        """
+        chosen = recipe.editing
+        run = int(cls.strength(recipe) * chosen.steps)
+        if run < chosen.grad_steps:
+            raise ValueError(
+                f"editing.strength {cls.strength(recipe)} x editing.steps {chosen.steps} runs {run} steps, fewer than "
+                f"editing.grad_steps {chosen.grad_steps}; raise strength or steps, or lower grad_steps"
+            )
 
-    Advantages are `standardised` rewards, so that β does not depend on the judge's scale.
-    """
-    return torch.softmax(advantages / temperature, dim=0) * len(advantages)
+    @abstractmethod
+    def make(self, clips: Batch, step: int, first: int) -> Made:
+        """Make clips for positions `first`, `first` + 1, … of the global batch of optimizer step `step`."""
 
+    @abstractmethod
+    def updates(self, step: int, judged: Iterator[Judged]) -> Iterator[Iterator[Loss]]:
+        """For each optimizer update of a step, the losses whose gradients it adds up.
 
-def rwr_loss(errors: Tensor, weights: Tensor) -> Tensor:
-    """Reward-weighted regression: mean of weight·(noise-prediction error), both [B]."""
-    return (weights * errors).mean()
+        Args:
+            judged: This worker's micro-batches, in their order. Without `needs_gradient` all of them are made before
+                the first one comes; else one at a time, so that few graphs are alive.
+        """
 
+    def _generators(self, what: str, clips: Batch, step: int, first: int) -> list[torch.Generator]:
+        """One generator per clip, by its place in the step: the worker that holds it makes no difference."""
+        return [generator_for(self._recipe.seed, what, step, first + i) for i in range(len(clips.ids))]
 
-def ddpo_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """Clipped policy gradient of one chain step of samples [B] (DDPO-IS, Black et al. 2024).
+    def _pure_noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        data, model = self._recipe.data, self._model
+        shape = model.latent_shape(data.frames, data.height, data.width)
+        return editing.normal((len(generators), *shape), generators, model.device)
 
-    The ratio of the probabilities now and when sampled, clipped to 1 ± `clip_range`; of both objectives the worse one.
-    """
-    ratio = torch.exp(log_probs - old_log_probs)
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return -torch.minimum(advantages * ratio, advantages * clipped).mean()
+    def _encoded(self, clips: Batch, generators: Sequence[torch.Generator]) -> Tensor:
+        """Latents of the clips of the data, drawn from their posteriors."""
+        device = self._model.device
+        return self._model.posterior(clips.mean.to(device), clips.logvar.to(device)).sample(generators)
+
+    def _predict(self, clips: Batch) -> editing.Predict:
+        """The guided prediction for the clips' captions."""
+        return self._model.guided(clips.embeddings, self._unconditional, self._recipe.editing.guidance)
+
+    def _denoise(self, clips: Batch, noisy: Tensor, chain: Chain, grad_on: frozenset[int] = frozenset()) -> Tensor:
+        """The chain (Eq. 3, 4) with a gradient through the predictions of the steps `grad_on`, counted from 0."""
+        return editing.run_chain(
+            self._predict(clips),
+            noisy,
+            self._model.schedule,
+            chain,
+            grad_on=grad_on,
+            detach_input=self._recipe.editing.detach_input,
+            checkpoint=self._recipe.model.checkpointing in ("step", "both"),
+        )
+
+    def _show(self, latents: Tensor, clips: Batch, drawn: Tensor, step: int) -> Made:
+        """Decode the frames that the judges want to see, given those drawn [B, S], and clamp them."""
+        check_finite("the edited latents", latents, step, clips)
+        if latents.requires_grad:
+            latents.register_hook(lambda gradient: check_finite("the latents' gradient", gradient, step, clips))
+        shown = self._shown(drawn)
+        with self._clock("decode"):
+            pixels = self._model.decode_frames(latents, shown)
+            check_finite("the decoded frames", pixels, step, clips)
+            saturation = ((pixels < 0) | (pixels > 1)).float().mean().item()
+        return Made(clips, drawn, shown, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)
+
+    def _draw_frames(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """One frame per segment and clip (Eq. 6)."""
+        frames, segments = self._recipe.data.frames, self._recipe.reward.segments
+        return sample_segments(len(generators), frames, segments, generator=generators)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from rayvideo.data.table import LatentTable
 from rayvideo.recipe import Recipe
+from rayvideo.runs.news import Board
 from rayvideo.serving.pool import RewardPool
 from rayvideo.tracking import RunRef
-from rayvideo.training.news import Board
-from rayvideo.training.preemption import Mailbox
+from rayvideo.training.ray_train.preemption import Mailbox
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Plan:
     """What the driver hands to every worker."""
 
     recipe: Recipe
-    """Its `accumulation` is one that makes `training.workers` share the global batch of the run as it was begun."""
+    """With such a `training.accumulation` that a step has as many clips as when the run was begun."""
     run_folder: str
     """Absolute path or URI."""
     table: LatentTable
@@ -27,9 +27,11 @@ class Plan:
     shown: dict[str, Tensor]
     """Embeddings of the captions whose clips are compared during training, and of ""."""
     tracking: RunRef
-    call: str
+    call_id: str
     """Differs with every call of `finetune`."""
-    why: str
-    """Reason of that call, for the record of attempts."""
+    start_reason: str
+    """Why `finetune` was called, which is the reason of its first attempt in attempts.jsonl."""
+    overruled: bool = False
+    """Whether the run goes on to its last step whatever the recipe's stop rule says."""
     mailbox: Mailbox = field(default_factory=Mailbox)
     board: Board = field(default_factory=Board)

@@ -14,31 +14,32 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
+from rayvideo.runs import folder as runs
 from rayvideo.tracking import RunRef, find_run, open_experiment
-from rayvideo.training import folder as runs
+from rayvideo.training import objectives
+from rayvideo.training.stop_rule import load_rule
 
 logger = logging.getLogger(__name__)
 
-GRADIENT_OBJECTIVES = ("reward", "draft")
-
 
 def check(recipe: Recipe) -> None:
-    """Refuse missing files, judges without gradient, judges that both train and report, clips that can't be made.
+    """Refuse a recipe that can't work: missing files, judges without gradient or used twice, clips that can't be made.
 
     Raises:
         UserError: one that names the key or the file, and what is allowed.
     """
+    objective = objectives.check(recipe)
     for number, judge in enumerate(recipe.reward.judges):
         key = f"reward.judges.{number}"
-        kind, objective = check_judge(key, judge), recipe.training.objective
-        if objective in GRADIENT_OBJECTIVES and not kind.differentiable:
+        kind = check_judge(key, judge, recipe.data)
+        if objective.needs_gradient and not kind.differentiable:
             raise RecipeError(
                 f"{key}.type {judge.type!r}: {judge.name!r} gives no gradient to train on; list it under "
                 "evaluation.judges, and train on a judge whose class says differentiable = True; or set "
-                f"training.objective {objective!r} to 'rwr' or 'ddpo', which need none"
+                f"training.objective {recipe.training.objective!r} to {_without_gradient()}, which need none"
             )
     for number, judge in enumerate(recipe.evaluation.judges):
-        check_judge(f"evaluation.judges.{number}", judge)
+        check_judge(f"evaluation.judges.{number}", judge, recipe.data)
     if recipe.evaluation.features:
         resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
@@ -47,18 +48,29 @@ def check(recipe: Recipe) -> None:
         read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
     else:
         open_prepared(recipe)
+    load_rule(recipe.training)
     _check_model(recipe)
 
 
-def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
-    """Refuse a name that is taken or can't be gone on with, and an MLflow that can't be logged to.
+def _without_gradient() -> str:
+    """The objectives that learn from scores alone, as a message names them."""
+    free = [name for name in objectives.names() if not objectives.resolve(name).needs_gradient]
+    return " or ".join(map(repr, free))
+
+
+def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunRef | None:
+    """Refuse a name that is taken, a run that can't be resumed, and an MLflow that can't be logged to.
 
     Returns:
-        The MLflow run that is gone on with, None for a new one.
+        The MLflow run of the one that is resumed, None for a new run.
 
     Raises:
         UserError: naming the run or the address, and what is allowed.
     """
+    if overrule and not resume:
+        raise RecipeError("--overrule goes on with a run that its stop rule ended: give --resume with it")
+    if overrule and recipe.training.stop_rule is None:
+        raise RecipeError("--overrule: training.stop_rule is not set, so that there is nothing to overrule")
     if resume:
         return find_run(recipe, runs.begun(recipe))
     runs.refuse_taken(recipe)
@@ -69,7 +81,7 @@ def check_place(recipe: Recipe, *, resume: bool) -> RunRef | None:
 def _check_model(recipe: Recipe) -> None:
     """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
     data = recipe.data
-    model = load_model(recipe.model.path, device="meta", parts=("denoiser", "vae"))
+    model = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("denoiser", "vae"))
     try:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
@@ -77,7 +89,8 @@ def _check_model(recipe: Recipe) -> None:
     adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if data.manifest is not None or shown(recipe):
-        width = load_model(recipe.model.path, device="meta", parts=("text",)).prompt_shape[1]
+        text = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
+        width = text.prompt_shape[1]
         if width != model.prompt_width:
             raise ModelError(
                 f"{recipe.model.path}: the text tower's embeddings are {width} wide, the denoiser takes "

@@ -2,78 +2,87 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rayvideo.data.table import Batch, LatentTable, batch_indices
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import RewardError
-from rayvideo.rewards.temporal import attenuation, video_reward
-from rayvideo.serving.pool import Pending, RewardPool
+from rayvideo.serving import clip_reward
+from rayvideo.serving.clip_reward import ClipReward
 from rayvideo.training.engine import Engine, Update
 from rayvideo.training.guards import NonFiniteError, check_finite
-from rayvideo.training.meters import Clock, gather_over_workers
-from rayvideo.training.objective import reward_loss, standardised
-from rayvideo.training.rollout import Edited, Rollout
-from rayvideo.training.sampling import Sampled, Sampler
+from rayvideo.training.meters import Clock
+from rayvideo.training.objective import Judged, Made, Objective
 from rayvideo.training.schedule import learning_rate
 
 
 class Trainer:
-    """One optimizer step after another, as one of the recipe's workers; learns from the judges' gradients.
-
-    Objectives reward and draft, which differ in their `rollout`.
-    """
+    """One optimizer step after another, as one of the recipe's workers."""
 
     def __init__(
         self,
         recipe: Recipe,
-        rollout: Rollout,
+        objective: Objective[Any],
         table: LatentTable,
-        pool: RewardPool,
+        reward: ClipReward,
         engine: Engine,
         clock: Clock,
         *,
         rank: int = 0,
     ) -> None:
         self._recipe = recipe
-        self._rollout = rollout
+        self._objective = objective
         self._table = table
-        self._pool = pool
+        self._reward = reward
         self._engine = engine
         self._clock = clock
         self._rank = rank
-        self._ahead = 1 if can_roll_ahead(recipe) else 0
+        self._ahead = how_far_ahead(recipe, objective)
         self._taken: list[int] = []
+        self._seen: list[dict[str, float]] = []
         self.first_sent: Tensor | None = None
-        """The frames that were sent to the judges first, [B, S, 3, H, W]."""
+        """The frames that were sent to the judges first, [B, U, 3, H, W]."""
 
     def step(self, step: int) -> dict[str, float]:
-        """Edit this worker's clips of optimizer step `step` (counted from 1), have them judged and learn from it.
+        """Make this worker's clips of optimizer step `step` (counted from 1), have them judged and learn from it.
 
-        While one micro-batch is away at the judges, the next is edited: two graphs at most are alive.
+        Returns:
+            What docs/summary.md lists under metrics.jsonl.
         """
         self._clock.seconds.clear()
-        away: deque[tuple[Edited, Pending]] = deque()
-        learned = []
+        self._seen = []
         with self._clock("step"):
-            for first, clips in self._micro_batches(step):
-                away.append(self._send(self._rollout(clips, step, first)))
-                if len(away) > self._ahead:
-                    learned.append(self._learn(step, *away.popleft()))
-            learned += [self._learn(step, *last) for last in away]
-            update = self._update(step)
-        return self._report(step, learned, [update])
+            losses, updates = [], []
+            for update in self._objective.updates(step, self._judged(step)):
+                for loss in update:
+                    check_finite("the loss", loss.value, step, loss.clips)
+                    with self._clock("backward"):
+                        self._engine.backward(loss.value)
+                    losses.append(loss.value.item())
+                updates.append(self._update(step))
+        return self._report(step, losses, updates)
 
     def taken(self) -> list[int]:
         """Ids of this worker's clips since this was asked last, in the order of the global batch."""
         taken, self._taken = self._taken, []
         return taken
+
+    def _judged(self, step: int) -> Iterator[Judged]:
+        """This worker's micro-batches, made and judged; while one is away at the judges, the next is made."""
+        away: deque[tuple[Made, clip_reward.Request]] = deque()
+        for first, clips in self._micro_batches(step):
+            away.append(self._send(self._objective.make(clips, step, first)))
+            if len(away) > self._ahead:
+                yield self._receive(step, *away.popleft())
+        while away:
+            yield self._receive(step, *away.popleft())
 
     def _micro_batches(self, step: int) -> Iterator[tuple[int, Batch]]:
         """This worker's share of the step's clips, and where in the global batch each micro-batch starts."""
@@ -85,39 +94,31 @@ class Trainer:
             yield first, clips
 
     def _chosen(self, step: int) -> list[int]:
-        """Positions in the table of all workers' clips of a step."""
-        return batch_indices(len(self._table), self._recipe.seed, step - 1, self._recipe.training.global_batch)
+        """Positions in the table of all workers' clips of a step, those of one caption's samples in a row."""
+        options = self._recipe.training
+        each = options.samples_per_caption if self._objective.compares_samples else 1
+        captions = batch_indices(len(self._table), self._recipe.seed, step - 1, options.global_batch // each)
+        return [clip for clip in captions for _ in range(each)]
 
-    def _send(self, edited: Edited) -> tuple[Edited, Pending]:
+    def _send(self, made: Made) -> tuple[Made, clip_reward.Request]:
         """Send the decoded frames to the judges, without waiting."""
-        segments = self._recipe.reward.segments
-        self._taken += edited.clips.ids
-        captions = [caption for caption in edited.clips.captions for _ in range(segments)]
+        self._taken += made.clips.ids
         if self.first_sent is None:
-            self.first_sent = edited.pixels.detach().cpu()
+            self.first_sent = made.pixels.detach().cpu()
         with self._clock("judge"):
-            return edited, self._pool.submit(edited.pixels.flatten(0, 1), captions, edited.pixels.requires_grad)
+            gradient = made.pixels.requires_grad
+            return made, self._reward.submit(made.pixels, made.shown, made.drawn, made.clips.captions, gradient)
 
-    def _judged(self, step: int, edited: Edited, pending: Pending) -> Tensor:
-        """Wait for the scores and reward the videos: [B] (Eq. 7, 8)."""
-        options, clips = self._recipe.reward, edited.clips
+    def _receive(self, step: int, made: Made, request: clip_reward.Request) -> Judged:
+        """Wait for the clips' rewards [B] (Eq. 7, 8)."""
         with self._clock("judge"):
             try:
-                scores = self._pool.result(pending).view(edited.indices.shape)
+                judged = self._reward.result(request)
             except RewardError as error:
-                raise RewardError(f"step {step}, clips {clips.ids}: {error}") from error
-        weights = attenuation(edited.indices, self._recipe.data.frames, options.attenuation).to(scores.device)
-        rewards = video_reward(scores, weights)
-        check_finite("the reward", rewards, step, clips)
-        return rewards
-
-    def _learn(self, step: int, edited: Edited, pending: Pending) -> dict[str, float]:
-        """Reward the videos and add the gradient of the loss (Eq. 9)."""
-        rewards = self._judged(step, edited, pending)
-        loss = reward_loss(rewards)
-        with self._clock("backward"):
-            self._engine.backward(loss)
-        return {"reward": rewards.mean().item(), "loss": loss.item(), **self._seen(edited, pending)}
+                raise RewardError(f"step {step}, clips {made.clips.ids}: {error}") from error
+        check_finite("the reward", judged.rewards, step, made.clips)
+        self._seen.append(_seen(made, judged))
+        return Judged(made, judged.rewards)
 
     def _update(self, step: int) -> Update:
         """Let the engine make an optimizer step of the gradients."""
@@ -128,21 +129,13 @@ class Trainer:
             raise NonFiniteError(f"step {step}: NaN or Inf in the adapter's gradient, from clips {clips.ids}")
         return update
 
-    def _seen(self, edited: Edited, pending: Pending) -> dict[str, float]:
-        """Saturation, each judge's unweighted scores, in all and by segment, the norms and cosines of gradients."""
-        values = {"saturation": edited.saturation}
-        for judge, scores in pending.raw.items():
-            segments = scores.view(-1, self._recipe.reward.segments).mean(0).tolist()
-            values[f"score/{judge}"] = fmean(segments)
-            values |= {f"score/{judge}/segment-{i}": score for i, score in enumerate(segments)}
-        values |= {f"judge_micro_batch/{judge}": frames for judge, frames in pending.micro_batch.items()}
-        values |= {f"judge_gradient_norm/{judge}": norm for judge, norm in pending.gradient_norm.items()}
-        return values | {f"judge_cosine/{a}/{b}": cosine for (a, b), cosine in pending.cosine.items()}
-
-    def _report(self, step: int, learned: Sequence[dict[str, float]], updates: Sequence[Update]) -> dict[str, float]:
+    def _report(self, step: int, losses: Sequence[float], updates: Sequence[Update]) -> dict[str, float]:
         options = self._recipe.training
+        means = {name: fmean(values[name] for values in self._seen) for name in self._seen[0]}
         return {
-            **{name: fmean(values[name] for values in learned) for name in learned[0]},
+            "reward": means.pop("reward"),
+            "loss": fmean(losses),
+            **means,
             "gradient_norm": fmean(update.gradient_norm for update in updates),
             "clipped": fmean(0 < options.max_grad_norm < update.gradient_norm for update in updates),
             "skipped": fmean(not update.applied for update in updates),
@@ -151,60 +144,28 @@ class Trainer:
         }
 
 
-class SamplingTrainer(Trainer):
-    """Learns from the judges' scores alone: objectives rwr and ddpo, which differ in their `rollout`."""
-
-    _rollout: Sampler
-
-    def step(self, step: int) -> dict[str, float]:
-        """Sample all of this worker's clips, have them judged, weigh them among all workers' and learn from them."""
-        self._clock.seconds.clear()
-        with self._clock("step"):
-            samples, away = [], []
-            for first, clips in self._micro_batches(step):
-                samples.append(self._rollout(clips, step, first))
-                away.append(self._send(samples[-1]))
-            rewards = [self._judged(step, *one) for one in away]
-            weights = self._weigh(rewards)
-            losses, updates = [], []
-            for number in range(self._rollout.updates):
-                losses += [self._replay(step, number, *one) for one in zip(samples, weights, strict=True)]
-                updates.append(self._update(step))
-        learned = [
-            {"reward": own.mean().item(), "loss": fmean(losses), **self._seen(*one)}
-            for own, one in zip(rewards, away, strict=True)
-        ]
-        return self._report(step, learned, updates)
-
-    def _chosen(self, step: int) -> list[int]:
-        """Positions in the table of all workers' clips of a step, those of one caption's samples in a row."""
-        each, size = self._recipe.training.samples_per_caption, self._recipe.training.global_batch
-        captions = batch_indices(len(self._table), self._recipe.seed, step - 1, size // each)
-        return [clip for clip in captions for _ in range(each)]
-
-    def _weigh(self, rewards: list[Tensor]) -> Sequence[Tensor]:
-        """What each sample of each micro-batch counts among those of all workers."""
-        own = torch.cat(rewards)
-        gathered, each = gather_over_workers(own), self._recipe.training.samples_per_caption
-        weights = self._rollout.weigh(standardised(gathered, each if each > 1 else len(gathered)))
-        return weights[self._rank * len(own) : (self._rank + 1) * len(own)].split([len(r) for r in rewards])
-
-    def _replay(self, step: int, update: int, sampled: Sampled, weights: Tensor) -> float:
-        """Add the gradients of an update's passes over a micro-batch and return their mean loss."""
-        losses, passes = [], self._rollout.passes
-        with self._clock("backward"):
-            for number in range(update * passes, (update + 1) * passes):
-                loss = self._rollout.loss(sampled, weights, step, number)
-                check_finite("the loss", loss, step, sampled.clips)
-                self._engine.backward(loss)
-                losses.append(loss.item())
-        return fmean(losses)
+def _seen(made: Made, judged: clip_reward.Judged) -> dict[str, float]:
+    """Reward, saturation, each judge's unweighted scores, in all and by segment, norms and cosines of gradients."""
+    values = {"reward": judged.rewards.mean().item(), "saturation": made.saturation}
+    for judge, scores in judged.scores.items():
+        if scores.ndim == 1:  # one score a clip
+            values[f"score/{judge}"] = scores.mean().item()
+            continue
+        segments = scores.mean(0).tolist()
+        values[f"score/{judge}"] = fmean(segments)
+        values |= {f"score/{judge}/segment-{i}": score for i, score in enumerate(segments)}
+    values |= {f"judge_micro_batch/{judge}": frames for judge, frames in judged.micro_batch.items()}
+    values |= {f"judge_gradient_norm/{judge}": norm for judge, norm in judged.gradient_norm.items()}
+    return values | {f"judge_cosine/{a}/{b}": cosine for (a, b), cosine in judged.cosine.items()}
 
 
-def can_roll_ahead(recipe: Recipe) -> bool:
-    """Whether the next micro-batch may be edited while one is away.
+def how_far_ahead(recipe: Recipe, objective: Objective[Any]) -> float:
+    """How many micro-batches may be made while one is away at the judges.
 
-    ZeRO-3 loses gradients when another forward pass comes between a graph's forward and backward pass, unless the
-    step is run again in the backward pass.
+    Without graphs, all: they are compared with each other anyway. With them, one: two graphs at most are alive. Nor
+    that with ZeRO-3, which loses gradients when another forward pass comes between a graph's forward and backward pass,
+    unless the step is run again in the backward pass.
     """
-    return recipe.training.zero_stage < 3 or recipe.model.checkpointing in ("step", "both")
+    if not objective.needs_gradient:
+        return math.inf
+    return 1 if recipe.training.zero_stage < 3 or recipe.model.checkpointing in ("step", "both") else 0

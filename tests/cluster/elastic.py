@@ -24,8 +24,8 @@ from torch import Tensor
 
 from rayvideo.connection import ENVIRONMENT
 from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.runs.attempts import attempts_of
 from rayvideo.sections import Workers
-from rayvideo.training.attempts import attempts_of
 from rayvideo.training.launch import finetune
 from tests.cluster.judges import Brightness
 

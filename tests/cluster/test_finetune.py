@@ -40,6 +40,7 @@ from tests.odd import ODD
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 STEPS = 4
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,17 @@ def test_every_step_is_logged(finished):
     run = client.get_run(ref["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.workers"] == "2"
+
+
+def test_every_figure_stands_in_the_documents_table(finished):
+    table = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8").partition("## metrics.jsonl")[2]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    documented = [name for row in rows for name in re.findall(r"`(.*?)`", row)]
+    patterns = [re.sub(r"\b(JUDGE|OTHER|PHASE|I)\b", "[^/]+", name) for name in documented]
+    logged = set(metrics_of(finished.folder)[0])
+    found = {pattern: {key for key in logged if re.fullmatch(pattern, key)} for pattern in patterns}
+    assert set().union(*found.values()) == logged
+    assert [pattern for pattern, keys in found.items() if not keys] == []
 
 
 def test_the_run_folder_holds_everything(finished):

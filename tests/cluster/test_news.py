@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-from rayvideo.training.failures import reason
-from rayvideo.training.news import Board, News, Reporter
+from rayvideo.runs.news import Board, News, Reporter
+from rayvideo.training.ray_train.failures import reason
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

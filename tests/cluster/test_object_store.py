@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from rayvideo.data.storage import join, locate, parent, read_bytes, replacing, write_bytes
-from rayvideo.evaluation.folder import is_file, read_lines, read_summary
-from rayvideo.training import checkpoints
-from rayvideo.training.checkpoints import Part, newest_good, upload
-from rayvideo.training.folder import copy_adapter, write_summary
-from rayvideo.training.meters import Best, Journal
+from rayvideo.runs import checkpoints
+from rayvideo.runs.checkpoints import Part, newest_good, upload
+from rayvideo.runs.folder import copy_adapter, write_summary
+from rayvideo.runs.journal import Best, Journal
+from rayvideo.storage import (
+    is_file,
+    join,
+    locate,
+    parent,
+    read_bytes,
+    read_lines,
+    read_summary,
+    replacing,
+    write_bytes,
+)
 
 
 def test_a_uri_keeps_its_query():
@@ -47,7 +56,7 @@ def test_metrics_are_written_whole_and_roll_back(store):
     journal.add(2, {"reward": 3.0})
     journal.save()
     assert read_lines(path)[-1] == {"step": 2, "reward": 3.0}
-    assert journal.rate(2) == Best(2, 2.0)
+    assert journal.update_best(2) == Best(2, 2.0)
     Journal(path, 1)
     assert read_lines(path) == [{"step": 1, "reward": 1.0}]
 

@@ -11,8 +11,8 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from rayvideo.training import preemption
-from rayvideo.training.preemption import Mailbox, OnSigterm, on_signals
+from rayvideo.training.ray_train import preemption
+from rayvideo.training.ray_train.preemption import Mailbox, OnSigterm, on_signals
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -198,9 +198,15 @@ def test_an_unfinished_folder_is_refused(tiny_pipeline, folder, tmp_path):
 
 
 def test_the_job(tiny_pipeline, tiny_clips, tmp_path):
-    """The command itself, with a Ray of its own: once as it should be, once with a list that is not there."""
+    """The command itself, with a Ray of its own and a model family beside the recipe: once as it should be, and with a
+    list and a class that are not there.
+    """
+    (tmp_path / "silent_family.py").write_text(
+        "from rayvideo.models.modelscope import ModelScope\n\n\nclass Silent(ModelScope):\n"
+        "    def encode_prompts(self, prompts):\n        return 0 * super().encode_prompts(prompts)\n"
+    )
     (tmp_path / "recipe.yaml").write_text(
-        f"model: {{path: '{tiny_pipeline}'}}\n"
+        f"model: {{path: '{tiny_pipeline}', family: 'silent_family:Silent'}}\n"
         f"data: {{manifest: '{tiny_clips / 'list.txt'}', height: 64, width: 64}}\n"
         "reward: {judges: [{name: judge}]}\n"
     )
@@ -212,8 +218,16 @@ def test_the_job(tiny_pipeline, tiny_clips, tmp_path):
     assert following.endswith(f"data.batch_size=3 data.manifest=null data.prepared={out}")
     assert "encoding clips: 6/6 clips" in done.stderr
     assert json.loads((out / "summary.json").read_text())["finished"]
+    embedded = pq.read_table(out / "captions.parquet")["embedding"].combine_chunks().to_numpy_ndarray()
+    assert not embedded.any(), "the encoders ran another family"
+    with pytest.raises(DataError, match=r"another VAE or text tower, or by another model\.family"):
+        open_latents(recipe_for(tiny_pipeline, prepared=str(out)))
 
-    failed = subprocess.run([*command, "data.manifest=nowhere.txt"], capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("error: nowhere.txt does not exist")
-    assert "Traceback" not in failed.stderr
+    for override, words in (
+        ("data.manifest=nowhere.txt", "error: nowhere.txt does not exist"),
+        ("model.family=silent_family:Loud", "error: model.family 'silent_family:Loud' can't be imported: module"),
+    ):
+        failed = subprocess.run([*command, override], capture_output=True, text=True, check=False)
+        assert failed.returncode == 1
+        assert failed.stderr.splitlines()[-1].startswith(words)
+        assert "Traceback" not in failed.stderr

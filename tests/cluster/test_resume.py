@@ -21,13 +21,12 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from rayvideo.data.storage import join, read_bytes, write_bytes
 from rayvideo.errors import RecipeError
-from rayvideo.evaluation.folder import is_file, read_lines, read_summary
 from rayvideo.recipe import Recipe, parse_recipe
-from rayvideo.training.attempts import attempts_of
-from rayvideo.training.checkpoints import fetched, name_of, steps_in
-from rayvideo.training.folder import folder_of
+from rayvideo.runs.attempts import attempts_of
+from rayvideo.runs.checkpoints import fetched, name_of, steps_in
+from rayvideo.runs.folder import folder_of
+from rayvideo.storage import is_file, join, read_bytes, read_lines, read_summary, write_bytes
 from rayvideo.training.launch import finetune
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]

@@ -11,7 +11,9 @@ import ray
 import torch
 
 from rayvideo.rewards import RewardError, load_reward
-from rayvideo.sections import Judge
+from rayvideo.sections import Judge, Rewards
+from rayvideo.serving.clip_reward import ClipReward, Judged
+from rayvideo.serving.local import LocalPool
 from rayvideo.serving.pool import RewardPool
 
 HERE = "tests.cluster.judges"
@@ -85,6 +87,43 @@ def test_judges_are_weighted_and_logged_raw(pair: RewardPool):
     assert pending.cosine == {("bright", "red"): pytest.approx(torch.cosine_similarity(one, other, 0).item(), rel=1e-4)}
     assert pending.micro_batch == {"bright": 8, "red": 8}
     assert pending.wait_s > 0
+
+
+def test_clips_and_frames_in_actors_are_judged_as_in_this_process(opened: Open):
+    judges = (
+        Judge(name="bright", type="tests.clip_judges:Bright", weight=2.0),
+        Judge(name="red", type="tests.clip_judges:redness"),
+        Judge(name="steady", type="tests.clip_judges:Steady", micro_batch=2, options={"fps": 4, "size": [12, 8]}),
+        Judge(name="faulty", type="tests.clip_judges:Faulty", weight=0.1),
+    )
+    options, drawn = Rewards(judges=judges, segments=2), torch.tensor([[0, 5], [3, 7], [2, 4]])
+
+    def ask(pool: RewardPool, captions: list[str]) -> tuple[Judged, torch.Tensor]:
+        reward = ClipReward(pool, options, frames=8, fps=8.0)
+        shown = reward.shown(drawn)
+        clips = torch.rand(3, 8, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+        pixels = clips[torch.arange(3)[:, None], shown].requires_grad_()
+        found = reward.result(reward.submit(pixels, shown, drawn, captions, gradient=True))
+        return found, torch.autograd.grad(found.rewards.sum(), pixels)[0]
+
+    pool = pickle.loads(pickle.dumps(opened(*judges)))
+    (there, slope), (here, expected) = (ask(pool, ["a", "b", "c"]) for pool in (pool, LocalPool(judges)))
+    # Not bit for bit: a size is reached before the wire there, and in the judge here.
+    torch.testing.assert_close(there.rewards, here.rewards)
+    torch.testing.assert_close(slope, expected)
+    torch.testing.assert_close((there.scores, there.gradient_norm), (here.scores, here.gradient_norm))
+    assert there.cosine == pytest.approx(here.cosine, abs=1e-5)
+    assert there.micro_batch == here.micro_batch == {"bright": 8, "red": 8, "steady": 2, "faulty": 8}
+    assert there.wait_s > 0
+    for caption, message in (
+        ("nan", r"^judge 'faulty' gave NaN or Inf as score for captions \['nan'\]"),
+        (
+            "raise",
+            r"(?s)^judge 'faulty' failed: KeyError.*in score\n.* \(request: 3 clips of 8x3x16x12 with gradient\)",
+        ),
+    ):
+        with pytest.raises(RewardError, match=message):
+            ask(pool, ["a", "b", caption])
 
 
 def test_a_pickled_pool_answers_and_asks_for_gradients_only_when_needed(pair: RewardPool):

@@ -94,7 +94,7 @@ def test_neither_merging_nor_deaths_change_a_bit(opened: Open, tiny_judge: Path)
 
     # The router, with answers that were given but not fetched, and with requests under way.
     pending = asked.submit()
-    ray.wait([call for one in pending for call in one.calls], num_returns=len(pending), timeout=60)
+    ray.wait([call for one in pending for call in one.sent.calls], num_returns=len(pending), timeout=60)
     router = pid_of(ray.get_actor("mortal"))
     pending += asked.submit(8)
     kill(router)
@@ -125,7 +125,7 @@ def test_requests_of_several_callers_share_a_forward_pass(opened: Open, tmp_path
 
     assert torch.equal(ray.get(far), expected(2))
     for pending in sent:
-        assert torch.equal(pool.result(pending).detach(), expected(len(pending.frames)))
+        assert torch.equal(pool.result(pending).detach(), expected(len(pending.sent.items)))
     # Eight frames are a pass; those with gradient are judged by themselves.
     passes = [line.split(": ") for line in log.read_text().splitlines()]
     assert passes[0] == ["gradient", "1 first"]

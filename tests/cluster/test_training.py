@@ -26,10 +26,11 @@ from rayvideo.rewards import clamp_pixels, load_reward
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
 from rayvideo.sections import Lora
 from rayvideo.seeding import generator_for
+from rayvideo.serving.clip_reward import ClipReward
 from rayvideo.serving.pool import RewardPool
-from rayvideo.training.engine import Engine
+from rayvideo.training import objectives
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.meters import Clock, mean_over_workers
-from rayvideo.training.rollout import Editor
 from rayvideo.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -141,12 +142,12 @@ def train_here(
     model = load_model(recipe.model.path, dtype=DTYPES[recipe.training.precision], parts=("denoiser", "vae"))
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
-    engine = Engine(with_lora(model), recipe.training)
+    engine = DeepSpeedEngine(with_lora(model), recipe.training)
     model.denoiser = engine.denoiser
     clock = Clock(CPU)
-    trainer = Trainer(
-        recipe, Editor(recipe, model, table.unconditional(), clock), table, pool, engine, clock, rank=rank
-    )
+    reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
+    objective = objectives.build(recipe, model, table.unconditional(), clock, reward.shown)
+    trainer = Trainer(recipe, objective, table, reward, engine, clock, rank=rank)
     values = [mean_over_workers(trainer.step(step), CPU) for step in range(1, STEPS + 1)]
     adapter = engine.adapter()
     engine.close()

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from rayvideo.data.kinds import kind
 from rayvideo.data.manifest import ManifestError, read_captioned, read_captions, read_manifest, scan_captions
 from rayvideo.data.prepared import clip_places, fingerprint, open_prepared
-from rayvideo.data.storage import StorageError, locate, read_bytes, write_bytes
 from rayvideo.data.table import DataError, batch_indices
 from rayvideo.data.tasks import tensor_array
 from rayvideo.data.video import ClipError, read_clip, write_clip
 from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.storage import StorageError, locate, read_bytes, write_bytes
 from tests.clips import ball
 
 FORMS = ("list.txt", "list.csv", "list.jsonl", "list.json", "list.parquet", "list")

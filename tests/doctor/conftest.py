@@ -14,11 +14,12 @@ from rayvideo.sections import Judge
 
 @pytest.fixture(scope="session")
 def samples() -> Samples:
-    """Two frames of each of six clean clips with different captions."""
+    """Six clean clips with different captions, and two frames of each."""
     scenes = {caption: scene for scene, caption in training_scenes(10, seed=0)}
     captions = list(scenes)[:6]
-    frames = torch.stack([torch.from_numpy(draw(scenes[caption])[[4, 12]]) for caption in captions])
-    return Samples(frames.permute(0, 1, 4, 2, 3).float(), captions, "drawn")
+    clips = torch.stack([torch.from_numpy(draw(scenes[caption])) for caption in captions])
+    clips = clips.permute(0, 1, 4, 2, 3).float()
+    return Samples(clips[:, [4, 12]], captions, "drawn", clips, 8.0)
 
 
 def judge_of(name: str = "judge", kind: str = "hpsv2", **changes: object) -> Judge:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rayvideo.rewards import Reward
+from rayvideo.rewards import ClipJudge, Reward
 from rayvideo.rewards.hpsv2 import HPSv2
 
 
@@ -127,3 +127,61 @@ class Plain(Reward):
 
     def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.layer(self.gain * frames + self.offset).square().flatten(1).mean(1)
+
+
+class Film(ClipJudge):
+    """The menagerie's judge of frames as a judge of clips: the mean over four frames."""
+
+    frames = 4
+    size = (64, 64)
+
+    def __init__(self, judge: HPSv2) -> None:
+        super().__init__()
+        self.judge = judge
+        self.register_buffer("mean", judge.mean, persistent=False)
+        self.register_buffer("std", judge.std, persistent=False)
+
+    @classmethod
+    def load(cls, checkpoint: str | None, **options: Any) -> Self:
+        return cls(HPSv2.load(checkpoint, **options))
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        count = clips.shape[1]
+        frames, repeated = clips.flatten(0, 1), [prompt for prompt in prompts for _ in range(count)]
+        return self.judge.score(frames, repeated).view(-1, count).mean(1)
+
+
+class FilmOfNextCaption(Film):
+    """Clip i meets the caption of clip i + 1."""
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        return super().score(clips, [*prompts[1:], prompts[0]], times)
+
+
+class FilmDetached(Film):
+    """Scores without a graph."""
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        return super().score(clips, prompts, times).detach()
+
+
+class FilmHalfDetached(Film):
+    """The first two frames add to the score, not to the gradient."""
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        return super().score(torch.cat([clips[:, :2].detach(), clips[:, 2:]], dim=1), prompts, times)
+
+
+class FilmRelative(Film):
+    """Scores clips by their distance from the batch's mean."""
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        scores = super().score(clips, prompts, times)
+        return scores - scores.mean()
+
+
+class FilmNormalisedTwice(Film):
+    """Normalises what its network normalises again."""
+
+    def score(self, clips: Tensor, prompts: Sequence[str], times: Tensor) -> Tensor:
+        return super().score((clips - self.judge.mean) / self.judge.std, prompts, times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from rayvideo.doctor.finding import Finding
 from rayvideo.doctor.judge import examine_judge, from_files
 from rayvideo.doctor.samples import Samples
 from rayvideo.menagerie.build import WEIGHTS
-from rayvideo.rewards import Reward, load_reward
+from rayvideo.rewards import Reward, RewardError, load_reward
 from rayvideo.sections import Judge
 from rayvideo.serving.local import LocalPool
 from tests.doctor.conftest import judge_of
@@ -74,6 +75,69 @@ def test_a_broken_judge_is_caught(samples, kind, check, words):
         assert failed(findings) <= {check, "right above wrong caption"}
 
 
+def test_a_healthy_judge_of_clips(samples):
+    findings = found(judge_of(kind=f"{HERE}:Film", dtype="bf16"), samples)
+    assert failed(findings) == set()
+    assert len(findings) == 10
+    assert all(one.ok for one in findings.values())
+    assert "one finite score for each of 6 clips" in findings["answers"].measured
+    assert "a clip (" in findings["gradient"].measured
+    assert "declared" in findings["normalisation"].measured
+    assert "own clip and caption" in findings
+
+
+def test_what_has_no_meaning_for_a_judge_of_clips_is_left_out(samples):
+    findings = found(Judge(name="lively", type="tests.clip_judges:Lively"), samples)
+    assert {name for name, one in findings.items() if one.ok} == {"answers", "score scale", "own clip and caption"}
+    assert failed(findings) == set()
+    assert findings["gradient"].measured == "its class says differentiable = False"
+    assert findings["normalisation"].measured == "no layer of the judge takes pictures of three channels"
+    assert findings["resize and antialias"].measured == "the judge resizes in its own way, if at all"
+
+
+@pytest.mark.parametrize(
+    ("kind", "check", "words"),
+    [
+        ("FilmOfNextCaption", "own clip and caption", "in a batch, scores differ by .* from the same clips alone"),
+        ("FilmDetached", "gradient", "detached: scores have no graph"),
+        ("FilmHalfDetached", "finite differences", "off by"),
+        ("FilmRelative", "own clip and caption", "scores differ by"),
+        ("FilmNormalisedTwice", "normalisation", "declared"),
+    ],
+)
+def test_a_broken_judge_of_clips_is_caught(samples, kind, check, words):
+    findings = found(judge_of(kind=f"{HERE}:{kind}"), samples)
+    assert check in failed(findings)
+    assert re.search(words, findings[check].measured)
+
+
+def test_the_resize_of_clips_is_looked_at(samples):
+    judge = Judge(name="small", type="tests.clip_judges:Steady", options={"frames": 4, "size": [20, 20]})
+    finding = found(judge, samples)["resize and antialias"]
+    assert "64x64 to 20x20, bilinear" in finding.measured
+    assert re.search(r"[1-9]\d% of pixels get no gradient", finding.measured)
+    assert finding.ok is False
+
+
+def test_clips_that_are_too_short_or_were_not_read_are_told(samples):
+    patient = load_reward(Judge(name="patient", type="tests.clip_judges:Steady", options={"frames": 99}))
+    with pytest.raises(RewardError, match="judge 'patient' asks for 99 frames; .* too short; raise data.frames"):
+        samples.asked(patient, CPU)
+    with pytest.raises(RewardError, match="judge 'patient' sees clips, of which none were read"):
+        replace(samples, clips=None).asked(patient, CPU)
+
+
+def test_judges_of_frames_and_of_clips_are_compared_with_their_actors(samples):
+    judges = [judge_of(), judge_of("held_out").model_copy(update={"name": "film", "type": f"{HERE}:Film"})]
+    here = {one.name: remote.local(samples.asked(load_reward(one), CPU), gradient=True) for one in judges}
+    finding = remote.compare(LocalPool(judges), here, True)
+    assert finding.ok
+    assert re.fullmatch(r"scores differ by \S+ \(judge\), \S+ \(film\), gradients by \S+, relative", finding.measured)
+    turned = here["film"]._replace(slope=-torch.as_tensor(here["film"].slope))
+    assert remote.compare(LocalPool(judges), {**here, "film": turned}, True).ok is False
+    assert remote.weights(judges, here).ok is None
+
+
 def test_a_head_that_no_file_holds_is_found():
     random, whole = (judge_of(kind=kind) for kind in (f"{HERE}:Headless", "hpsv2"))
     found = from_files(random, load_reward(random))
@@ -127,18 +191,18 @@ def test_a_bf16_judge_is_compared_with_its_fp32_self(samples):
 
 
 def test_an_actor_with_another_judge_is_caught(samples):
-    frames, captions = samples.one_each()
     pool = LocalPool([judge_of(weight=2.0)])
-    same, other = (remote.local(load_reward(judge_of(name)), frames, captions, True) for name in ("judge", "held_out"))
-    assert remote.compare(pool, {"judge": same}, frames, captions, True).ok
-    assert remote.compare(pool, {"judge": other}, frames, captions, True).ok is False
+    same, other = (
+        remote.local(samples.asked(load_reward(judge_of(name)), CPU), gradient=True) for name in ("judge", "held_out")
+    )
+    assert remote.compare(pool, {"judge": same}, True).ok
+    assert remote.compare(pool, {"judge": other}, True).ok is False
     turned = same._replace(slope=-torch.as_tensor(same.slope))
-    assert remote.compare(pool, {"judge": turned}, frames, captions, True).ok is False
+    assert remote.compare(pool, {"judge": turned}, True).ok is False
 
 
 def test_a_judge_without_a_say_is_named(samples):
-    frames, captions = samples.one_each()
-    here = remote.local(load_reward(judge_of()), frames, captions, True)
+    here = remote.local(samples.asked(load_reward(judge_of()), CPU), gradient=True)
     loud, quiet = (judge_of().model_copy(update={"name": f"w{w:g}", "weight": w}) for w in (1.0, 1e-3))
     finding = remote.weights([loud, quiet], {"w1": here, "w0.001": here})
     assert finding.ok is False

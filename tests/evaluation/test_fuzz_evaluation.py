@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayvideo.data.storage import StorageError
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.captions import Prompt, file_name
 from rayvideo.evaluation.clipfolder import Index, clip_file
-from rayvideo.evaluation.folder import read_summary
 from rayvideo.evaluation.report import write_report
 from rayvideo.recipe import parse_recipe
+from rayvideo.storage import StorageError, read_summary
 from rayvideo.tracking import Tracker, create_run, metric_name
 from tests.evaluation.test_report import comparison
 

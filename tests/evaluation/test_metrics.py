@@ -127,7 +127,28 @@ def test_kid_is_torchmetrics_kid_and_grows_with_the_distance() -> None:
     assert kid(other, real, size=60, subsets=1).item() == pytest.approx(theirs.compute()[0].item(), rel=1e-4)
     assert kid(same, real).mean().abs() < 0.05 * kid(other, real).mean()
     assert torch.equal(kid(other, real, size=20), kid(other, real, size=20))
+    assert not torch.equal(kid(other, real, size=20), kid(other, real, size=20, seed=1))
     assert kid(other[:7], real).shape == (50,)
+    assert len(set(kid(other, real, size=20).tolist())) == 50, "draws that are the same one"
+
+
+def test_kid_leaves_the_random_numbers_of_others_alone() -> None:
+    rows = torch.rand(20, 4)
+    state = torch.get_rng_state()
+    kid(rows, rows + 1, size=10)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_kid_is_the_mean_over_pairs_of_what_is_drawn() -> None:
+    """The unbiased squared MMD by its definition, of draws as `kid` says that they are made."""
+    generated, reference = torch.rand(9, 4, dtype=torch.float64), torch.rand(11, 4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    for found in kid(generated, reference, size=6, subsets=3, seed=3):
+        y = reference[torch.randperm(11, generator=generator)[:6]]
+        x = generated[torch.randperm(9, generator=generator)[:6]]
+        own, other, cross = ((a @ b.T / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+        off = ~torch.eye(6, dtype=torch.bool)
+        assert found.item() == pytest.approx((own[off].mean() + other[off].mean() - 2 * cross.mean()).item())
 
 
 def test_features_that_cannot_be_had_are_named() -> None:

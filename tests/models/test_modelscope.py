@@ -3,12 +3,15 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet3DConditionModel
+from diffusers.models.resnet import ResnetBlock2D, TemporalConvLayer
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
 from safetensors.torch import load_file, save_file
 from torch.profiler import ProfilerActivity, profile
 
 from rayvideo import editing, sections
-from rayvideo.models import ModelError, load_model
+from rayvideo.models import ModelError, load_model, modelscope
 from rayvideo.models.lora import add_lora, lora_parameters
 
 PROMPTS = ["red cat", "a dog jumps"]
@@ -93,6 +96,28 @@ def test_a_sample_is_scaled_for_the_denoiser(model):
     torch.testing.assert_close(sample, 0.18215 * (2 + 0.5 * noise))
 
 
+def test_the_scaling_factor_is_applied_as_it_always_was_bit_for_bit(model):
+    mean, logvar = torch.randn(2, 2, 4, 3, 8, 8).unbind()
+    posterior, factor = model.posterior(mean, logvar), model._vae.config.scaling_factor
+    noise = torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    plain = factor * (mean + torch.exp(0.5 * logvar) * noise)
+    assert torch.equal(posterior.sample(torch.Generator().manual_seed(3)), plain)
+    assert torch.equal(posterior.mode(), factor * mean)
+    latents = plain.clone().requires_grad_()
+    frames = model.decode_frames(latents)
+    plain.requires_grad_()
+    decoded = model._vae.decode(plain.transpose(1, 2).flatten(0, 1) / factor).sample.unflatten(0, (2, 3)) * 0.5 + 0.5
+    assert torch.equal(frames, decoded)
+    gradients = [torch.autograd.grad(f.square().sum(), x)[0] for f, x in ((frames, latents), (decoded, plain))]
+    assert torch.equal(*gradients)
+
+
+def test_a_context_changes_nothing_and_only_chosen_frames_are_decoded(model):
+    latents, indices = torch.randn(2, 4, 5, 8, 8), torch.tensor([[0, 3, 4], [1, 2, 4]])
+    assert torch.equal(model.decode_frames(latents, indices, context=0), model.decode_frames(latents, indices))
+    assert model.frames_to_decode(indices, 5) == 6
+
+
 def test_latents_are_decoded_as_the_pipeline_does(model, pipeline):
     latents = torch.randn(2, 4, 3, 8, 8)
     theirs = pipeline.decode_latents(latents).transpose(1, 2) * 0.5 + 0.5
@@ -143,6 +168,17 @@ def test_block_checkpointing_changes_no_bit_and_saves_memory(tuned):
     for without, with_checkpointing in zip(*results, strict=True):
         assert torch.equal(without, with_checkpointing)
     assert held[1] < held[0] / 3
+
+
+def test_the_recomputed_blocks_are_those_of_four_classes(tuned):
+    kinds = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
+    with torch.device("meta"):
+        unets = [tuned.denoiser, UNet3DConditionModel()]
+    for unet in unets:
+        found = modelscope.blocks(unet)
+        assert len(found) == len(set(found))
+        assert set(found) == {module for module in unet.modules() if isinstance(module, kinds)}
+        assert {type(block) for block in found} == set(kinds)
 
 
 def test_a_bf16_denoiser_takes_and_gives_fp32_latents(model, tiny_pipeline):

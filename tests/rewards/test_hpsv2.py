@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from rayvideo import sections
 from rayvideo.rewards import RewardError, hpsv2, load_reward
-from rayvideo.rewards.checkpoints import sha256
 from rayvideo.rewards.hpsv2 import HPSv2, Release, Version
+from rayvideo.rewards.judge_files import sha256
 from rayvideo.rewards.openclip import build
 from tests import tiny
 from tests.rewards.slope import check_slope

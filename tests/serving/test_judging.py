@@ -14,7 +14,7 @@ import rayvideo
 from rayvideo.rewards import RewardError, load_reward
 from rayvideo.rewards.pixels import resize_frames
 from rayvideo.sections import Judge
-from rayvideo.serving.judging import judge_frames
+from rayvideo.serving.judging import judge_items
 from rayvideo.serving.wire import decode, encode
 from tests.cluster.judges import Brightness
 
@@ -48,13 +48,31 @@ def test_a_row_does_not_depend_on_place_and_neighbours(kind: str, gradient: bool
 
     def judged(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         # A new judge each time: it must not matter which captions it has met before, and with which others.
-        return judge_frames(load_reward(judge), pixels[rows].numpy(), [captions[i] for i in rows], gradient, CPU)
+        return judge_items(load_reward(judge), pixels[rows].numpy(), [captions[i] for i in rows], gradient, CPU)
 
     scores, slopes = judged(torch.arange(19))
     for rows in (order, order[:3], order[5:13]):
         own_scores, own_slopes = judged(rows)
         assert np.array_equal(own_scores, scores[rows])
         assert (own_slopes is None) == (slopes is None) == (not gradient)
+        if own_slopes is not None and slopes is not None:
+            assert np.array_equal(own_slopes, slopes[rows])
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_clip_does_not_depend_on_place_and_neighbours(gradient: bool, tiny_judge: Path):
+    judge = open_clip_judge(tiny_judge).model_copy(update={"type": "tests.doctor.judges:Film"})
+    clips, captions = torch.rand(5, 4, 3, 40, 32, generator=torch.Generator().manual_seed(0)), [*CAPTIONS, "a", "b"]
+    times = (0.0, 0.1, 0.2, 0.4)
+
+    def judged(rows: list[int]) -> tuple[np.ndarray, np.ndarray | None]:
+        chosen = [captions[i] for i in rows]
+        return judge_items(load_reward(judge), clips[rows].numpy(), chosen, gradient, CPU, 2, times)
+
+    scores, slopes = judged([0, 1, 2, 3, 4])
+    for rows in ([3, 0, 4, 2, 1], [2], [4, 1, 3]):
+        own_scores, own_slopes = judged(rows)
+        assert np.array_equal(own_scores, scores[rows])
         if own_slopes is not None and slopes is not None:
             assert np.array_equal(own_slopes, slopes[rows])
 
@@ -101,15 +119,16 @@ def test_what_is_no_score_is_told_with_judge_class_and_type(form: str):
     reward = load_reward(Judge(name="mine", type=f"{__name__}:Returning", checkpoint=form))
     wanted = rf"^judge 'mine' \(score\(\) of Returning\) returned {RETURNED[form][1]}.*; allowed: a tensor \[8\], one"
     with pytest.raises(RewardError, match=wanted):
-        judge_frames(reward, frames(2).numpy(), ["cat", "dog"], True, CPU)
+        judge_items(reward, frames(2).numpy(), ["cat", "dog"], True, CPU)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_the_wire_keeps_what_its_precision_can(precision):
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    packed = encode(frames(2), precision)
-    assert packed.nbytes == frames(2).numel() * dtype.itemsize
-    assert torch.equal(decode(packed), frames(2).to(dtype).float())
+    for values in (frames(2), frames(4, 16).view(2, 2, 3, 16, 16)):
+        packed = encode(values, precision)
+        assert packed.nbytes == values.numel() * dtype.itemsize
+        assert torch.equal(decode(packed), values.to(dtype).float())
 
 
 @pytest.mark.parametrize(
@@ -123,5 +142,5 @@ def test_the_wire_keeps_what_its_precision_can(precision):
 def test_mistakes_are_told_with_the_judges_own_code(kind: str, prompt: str, message: str):
     reward = load_reward(Judge(name="broken", type=f"{HERE}:{kind}"))
     with pytest.raises(RewardError, match=message) as raised:
-        judge_frames(reward, frames(2).numpy(), ["cat", prompt], True, CPU)
+        judge_items(reward, frames(2).numpy(), ["cat", prompt], True, CPU)
     assert "judging.py" not in str(raised.value)

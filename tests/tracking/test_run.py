@@ -104,19 +104,27 @@ def test_steps_that_are_done_again_are_left_out(storage: Path) -> None:
     ref = create_run(recipe(storage, run_name="resumed"), storage / "resumed")
     first = Tracker(ref)
     for step in (1, 2, 3):
-        first.log(step, {"reward": step / 10} | ({"preview": 1.0} if step == 2 else {}))
+        first.log(step, {"reward": step / 10, "loss": 1.0})
+        if step == 2:
+            first.log(step, {"preview": 1.0})
     first.flush()
     second = Tracker(ref, skip_logged=True)
     assert second.logged("preview", 2)
     assert not second.logged("preview", 3)
     assert not first.logged("reward", 1)
     for step in (2, 3, 4):
-        second.log(step, {"reward": step, "preview": step})
+        second.log(step, {"reward": step, "loss": step, "added": step})
+        second.log(step, {"preview": step})
     second.flush()
     history = MlflowClient(ref.uri).get_metric_history(ref.run_id, "reward")
     assert sorted((m.step, m.value) for m in history) == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 4.0)]
-    history = MlflowClient(ref.uri).get_metric_history(ref.run_id, "preview")
-    assert sorted((m.step, m.value) for m in history) == [(2, 1.0), (3, 3.0), (4, 4.0)]
+    for name, values in {
+        "loss": [(1, 1.0), (2, 1.0), (3, 1.0), (4, 4.0)],
+        "preview": [(2, 1.0), (3, 3.0), (4, 4.0)],
+        "added": [(2, 2.0), (3, 3.0), (4, 4.0)],
+    }.items():
+        history = MlflowClient(ref.uri).get_metric_history(ref.run_id, name)
+        assert sorted((m.step, m.value) for m in history) == values, name
 
 
 def test_strips_videos_and_folders_are_artifacts(ref: RunRef, client: MlflowClient, tmp_path: Path) -> None:

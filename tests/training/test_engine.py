@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from rayvideo.errors import RecipeError
 from rayvideo.models.lora import WEIGHTS, add_lora, load_adapter, lora_parameters
+from rayvideo.runs.checkpoints import CheckpointError
 from rayvideo.sections import Lora, Training
-from rayvideo.training.checkpoints import CheckpointError
-from rayvideo.training.engine import Engine, supports_fp16
-from rayvideo.training.saver import require_same
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine, supports_fp16
+from rayvideo.training.ray_train.saver import require_same
 from tests.training.network import Net
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -48,7 +48,7 @@ def by_hand(options: Training, steps: int) -> tuple[dict[str, Tensor], list[floa
     return {name: weight.detach() for name, weight in weights.items()}, norms
 
 
-def by_engine(engine: Engine, options: Training, steps: range) -> list[float]:
+def by_engine(engine: DeepSpeedEngine, options: Training, steps: range) -> list[float]:
     norms = []
     for step in steps:
         for micro in range(options.accumulation):
@@ -64,7 +64,7 @@ def test_clipping_and_accumulation_are_those_of_torch(stage):
     options = Training(zero_stage=stage, accumulation=3, batch_size=4, max_grad_norm=0.05)
     expected, norms = by_hand(options, 3)
     assert min(norms) > options.max_grad_norm, "nothing is clipped"
-    engine = Engine(denoiser(), options)
+    engine = DeepSpeedEngine(denoiser(), options)
     assert by_engine(engine, options, range(3)) == pytest.approx(norms, rel=1e-5)
     torch.testing.assert_close(engine.adapter(), expected, rtol=1e-4, atol=1e-5)
     engine.close()
@@ -74,12 +74,12 @@ def test_clipping_and_accumulation_are_those_of_torch(stage):
 def test_a_saved_engine_goes_on_as_if_nothing_had_happened(stage, tmp_path):
     options = Training(zero_stage=stage, batch_size=4)
     expected, _ = by_hand(options, 4)
-    first = Engine(denoiser(), options)
+    first = DeepSpeedEngine(denoiser(), options)
     by_engine(first, options, range(2))
     first.save(tmp_path)
     first.save_adapter(tmp_path / "adapter", first.adapter())
     first.close()
-    second = Engine(denoiser(), options)
+    second = DeepSpeedEngine(denoiser(), options)
     saved = load_file(tmp_path / "adapter" / WEIGHTS)
     with pytest.raises(CheckpointError, match="step-000002: .* holds other weights .*lora_"):
         require_same(second.adapter(), saved, "step-000002")
@@ -92,7 +92,7 @@ def test_a_saved_engine_goes_on_as_if_nothing_had_happened(stage, tmp_path):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_gradient_that_is_not_finite_is_told(stage):
-    engine = Engine(denoiser(), Training(zero_stage=stage, batch_size=4))
+    engine = DeepSpeedEngine(denoiser(), Training(zero_stage=stage, batch_size=4))
     engine.backward(loss_of(engine.denoiser, 0) * torch.tensor(float("nan")))
     assert engine.step(0.1) == (0.0, False)
     engine.close()
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_is_told(stage):
 def test_the_saved_adapter_is_the_trained_one(stage, tmp_path: Path):
     options = Training(zero_stage=stage, batch_size=4)
     expected, _ = by_hand(options, 2)
-    engine = Engine(denoiser(), options)
+    engine = DeepSpeedEngine(denoiser(), options)
     by_engine(engine, options, range(2))
     engine.save_adapter(tmp_path / "adapter", engine.adapter())
     engine.close()
@@ -120,9 +120,9 @@ def test_fp16_runs_or_is_refused():
     options = Training(zero_stage=2, precision="fp16", batch_size=4)
     if not supports_fp16():
         with pytest.raises(RecipeError, match=r"training\.precision 'fp16': this machine can't compute it"):
-            Engine(denoiser(), options)
+            DeepSpeedEngine(denoiser(), options)
         return
-    engine = Engine(denoiser().half(), options)
+    engine = DeepSpeedEngine(denoiser().half(), options)
     engine.backward(engine.denoiser(torch.randn(4, 8).half()).float().square().mean())
     assert engine.step(0.1).applied
     assert all(weight.dtype == torch.float32 for weight in engine.adapter().values())

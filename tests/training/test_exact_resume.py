@@ -15,17 +15,13 @@ from torch import Tensor
 
 from rayvideo.data.table import LatentTable, Place
 from rayvideo.data.tasks import tensor_array
-from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora
 from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.runs.checkpoints import Part, fetched, newest_good, upload
 from rayvideo.serving.local import LocalPool
-from rayvideo.training.checkpoints import Part, fetched, newest_good, upload
-from rayvideo.training.engine import Engine
-from rayvideo.training.meters import Clock
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
+from rayvideo.training.ray_train.saver import refuse_code
 from rayvideo.training.rng import load_rng, save_rng
-from rayvideo.training.rollout import Editor
-from rayvideo.training.saver import refuse_code
-from rayvideo.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -58,13 +54,14 @@ class Training:
     """One worker's trainer with judges in its own process."""
 
     def __init__(self, recipe: Recipe, table: LatentTable) -> None:
-        model = load_model(recipe.model.path, parts=("denoiser", "vae"))
-        model.enable_checkpointing()
-        self.engine = Engine(add_lora(model.denoiser, recipe.model.lora, seed=0), recipe.training)
-        model.denoiser = self.engine.denoiser
-        clock = Clock(CPU)
-        rollout = Editor(recipe, model, table.unconditional(), clock)
-        self.trainer = Trainer(recipe, rollout, table, LocalPool(recipe.reward.judges), self.engine, clock)
+        built = assemble(
+            recipe,
+            table,
+            LocalPool(recipe.reward.judges),
+            CPU,
+            lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
+        )
+        self.engine, self.trainer = built.engine, built.trainer
 
     def run(self, first: int, last: int) -> list[tuple[list[int], float]]:
         """Clips and reward of each step."""
@@ -88,7 +85,14 @@ def test_stopped_and_continued_is_the_same_as_undisturbed(tiny_pipeline, table, 
             "data": {"manifest": "unused", "frames": 4, "height": 64, "width": 64},
             "editing": {"steps": 5},
             "reward": {"judges": [{"name": "bright", "type": "tests.cluster.judges:Brightness"}], "segments": 2},
-            "training": {"lr": 1e-3, "warmup_steps": 3, "zero_stage": stage, "batch_size": 1, "accumulation": 2},
+            "training": {
+                "precision": "fp32",
+                "lr": 1e-3,
+                "warmup_steps": 3,
+                "zero_stage": stage,
+                "batch_size": 1,
+                "accumulation": 2,
+            },
         }
     )
     undisturbed = Training(recipe, table)

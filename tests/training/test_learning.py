@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from rayvideo.models.lora import add_lora
 from rayvideo.sections import Lora, Training
-from rayvideo.training.engine import Engine
-from rayvideo.training.learning import PATIENCE, FirstUpdates, NothingLearnedError
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
+from rayvideo.training.learning import FirstUpdates, NothingLearnedError
+from rayvideo.training.objectives.ddpo import Ddpo
 from rayvideo.training.schedule import learning_rate
 from tests.training.network import Net
 from tests.training.test_objectives import Run, recipe_for, table  # noqa: F401 - a fixture
@@ -28,7 +29,7 @@ def updated(network: nn.Module, stage: int, scale: float = 1.0) -> dict[str, Ten
     """The adapter after one update, in the first step of a warm-up."""
     options = Training(zero_stage=stage, batch_size=4, warmup_steps=1000)
     torch.manual_seed(0)
-    engine = Engine(add_lora(network, Lora(rank=2, targets=("to_q", "to_k")), seed=0), options)
+    engine = DeepSpeedEngine(add_lora(network, Lora(rank=2, targets=("to_q", "to_k")), seed=0), options)
     engine.backward(scale * engine.denoiser(torch.randn(4, 8)).square().mean())
     engine.step(learning_rate(options, 1))
     weights = engine.adapter()
@@ -38,7 +39,7 @@ def updated(network: nn.Module, stage: int, scale: float = 1.0) -> dict[str, Ten
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_pair_moves_with_the_first_update(stage):
-    first = FirstUpdates("reward", done=False)
+    first = FirstUpdates(1, done=False)
     assert first.watching
     assert first.look(1, updated(Net(), stage)) is None
     assert not first.watching
@@ -46,7 +47,7 @@ def test_every_pair_moves_with_the_first_update(stage):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_pairs_that_stay_where_they_are_are_named(stage):
-    first = FirstUpdates("reward", done=False)
+    first = FirstUpdates(1, done=False)
     said = first.look(1, updated(Cut(), stage))
     assert said is not None
     assert "1 of the adapter's 2 pairs of matrices have not moved" in said
@@ -57,24 +58,24 @@ def test_pairs_that_stay_where_they_are_are_named(stage):
 @pytest.mark.parametrize("stage", [0, 3])
 def test_an_adapter_that_does_not_move_stops_the_run(stage):
     with pytest.raises(NothingLearnedError, match=r"step 1: the adapter has not moved: .* any of its 2 pairs"):
-        FirstUpdates("reward", done=False).look(1, updated(Net(), stage, scale=0.0))
+        FirstUpdates(1, done=False).look(1, updated(Net(), stage, scale=0.0))
 
 
 def test_samples_that_are_rewarded_alike_may_come_before_others():
-    first, still = FirstUpdates("ddpo", done=False), updated(Net(), 0, scale=0.0)
-    for step in range(1, PATIENCE["ddpo"]):
+    first, still = FirstUpdates(Ddpo.patience, done=False), updated(Net(), 0, scale=0.0)
+    for step in range(1, Ddpo.patience):
         assert first.look(step, still) is None
         assert first.watching
     with pytest.raises(NothingLearnedError, match="step 10"):
         first.look(10, still)
-    first = FirstUpdates("ddpo", done=False)
+    first = FirstUpdates(Ddpo.patience, done=False)
     assert first.look(1, still) is None
     assert first.look(2, updated(Net(), 0)) is None
     assert not first.watching
 
 
 def test_a_run_that_goes_on_has_moved_before():
-    assert not FirstUpdates("reward", done=True).watching
+    assert not FirstUpdates(1, done=True).watching
 
 
 @pytest.mark.parametrize("options", [{}, {"objective": "draft"}, {"objective": "rwr"}, {"objective": "ddpo"}])
@@ -83,7 +84,7 @@ def test_a_real_model_moves_as_a_whole(tiny_pipeline, table, options):  # noqa: 
     run.train(1)
     assert run.trainer.first_sent is not None
     assert run.trainer.first_sent.shape == (4, 1, 3, 32, 32)
-    first = FirstUpdates(options.get("objective", "reward"), done=False)
+    first = FirstUpdates(run.objective.patience, done=False)
     assert first.look(1, run.engine.adapter()) is None
     assert not first.watching
     run.engine.close()
@@ -93,5 +94,5 @@ def test_a_judge_without_weight_teaches_nothing(tiny_pipeline, table):  # noqa: 
     run = Run(recipe_for(tiny_pipeline, weight=0.0), table)
     run.train(1)
     with pytest.raises(NothingLearnedError, match="no gradient of the judges reaches any of its"):
-        FirstUpdates("reward", done=False).look(1, run.engine.adapter())
+        FirstUpdates(1, done=False).look(1, run.engine.adapter())
     run.engine.close()

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from rayvideo.sections import Training
-from rayvideo.training.ddpo import log_probability
-from rayvideo.training.objective import ddpo_loss, reward_loss, rwr_loss, rwr_weights, standardised
+from rayvideo.training.objectives.ddpo import ddpo_loss, log_probability
+from rayvideo.training.objectives.rwr import rwr_loss, rwr_weights
+from rayvideo.training.pathwise import reward_loss
+from rayvideo.training.sampled import standardised
 from rayvideo.training.schedule import learning_rate
 
 

@@ -21,14 +21,13 @@ from rayvideo.models.lora import add_lora
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
 from rayvideo.serving.local import LocalPool
-from rayvideo.training.ddpo import Ddpo
-from rayvideo.training.engine import Engine
+from rayvideo.training import objectives
+from rayvideo.training.assembly import assemble
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.meters import Clock, gather_over_workers
-from rayvideo.training.methods import rollout_for, trainer_for
-from rayvideo.training.objective import standardised
-from rayvideo.training.rwr import Rwr
-from rayvideo.training.sampling import Sampled
-from rayvideo.training.trainer import SamplingTrainer
+from rayvideo.training.objectives.ddpo import Ddpo
+from rayvideo.training.objectives.rwr import Rwr
+from rayvideo.training.sampled import Sample, standardised
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -90,7 +89,7 @@ def recipe_for(
             "data": {"manifest": "unused", "frames": 2, "height": 32, "width": 32},
             "editing": {"steps": 2, "strength": 1.0, "guidance": guidance},
             "reward": {"judges": [{"name": "judge", "type": f"{__name__}:{judge}", "weight": weight}], "segments": 1},
-            "training": {"batch_size": 4, "warmup_steps": 0, "lr": 0.02, **training},
+            "training": {"precision": "fp32", "batch_size": 4, "warmup_steps": 0, "lr": 0.02, **training},
         }
     )
 
@@ -100,13 +99,13 @@ class Run:
 
     def __init__(self, recipe: Recipe, table: LatentTable) -> None:
         self.table = table
-        self.model = load_model(recipe.model.path, parts=("denoiser", "vae"))
-        adapted = add_lora(self.model.denoiser, recipe.model.lora, seed=0)
-        clock = Clock(CPU)
-        self.rollout = rollout_for(recipe, self.model, table.unconditional(), clock)
-        self.engine = Engine(adapted, recipe.training, self.rollout.passes)
-        self.model.denoiser = self.engine.denoiser
-        self.trainer = trainer_for(self.rollout, recipe, table, LocalPool(recipe.reward.judges), self.engine, clock)
+        self.model, _, self.objective, self.engine, self.trainer = assemble(
+            recipe,
+            table,
+            LocalPool(recipe.reward.judges),
+            CPU,
+            lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
+        )
 
     def train(self, steps: int) -> list[dict[str, float]]:
         return [self.trainer.step(step) for step in range(1, steps + 1)]
@@ -114,7 +113,7 @@ class Run:
     @torch.no_grad()
     def brightness(self, clips: int = 24) -> Tensor:
         """Of clips that are the same in all runs but for the adapter."""
-        pixels = self.rollout(self.table.rows([i % 3 for i in range(clips)]), 1000, 0).pixels
+        pixels = self.objective.make(self.table.rows([i % 3 for i in range(clips)]), 1000, 0).pixels
         return pixels.flatten(1).mean(1)[:clips]
 
 
@@ -129,26 +128,19 @@ def test_the_judges_gradient_makes_clips_brighter(tiny_pipeline, table, training
         recipe = recipe.model_copy(update={"editing": recipe.editing.model_copy(update={"grad_steps": grad_steps})})
     run = Run(recipe, table)
     before = run.brightness()
-    values = run.train(6)
+    values = run.train(8)
     assert (run.brightness() > before).float().mean() > 0.9
     assert values[0].keys() == values[-1].keys()
     assert {"reward", "loss", "score/judge", "judge_gradient_norm/judge", "gradient_norm"} <= values[0].keys()
     run.engine.close()
 
 
-@pytest.mark.parametrize(
-    ("training", "steps"),
-    [
-        ({"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}, 12),
-        ({"objective": "rwr", "batch_size": 32, "lr": 0.005, "rwr": {"updates": 10, "temperature": 0.5}}, 6),
-    ],
-    ids=["ddpo", "rwr"],
-)
-def test_clips_become_brighter_or_darker_by_scores_alone(tiny_pipeline, table, training, steps):
+def test_ddpo_makes_clips_brighter_or_darker_by_scores_alone(tiny_pipeline, table):
+    options = {"objective": "ddpo", "batch_size": 16, "ddpo": {"updates": 1, "clip_range": 0.1}}
     ends = []
     for weight in (1.0, -1.0):
-        run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **training), table)
-        values = run.train(steps)
+        run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **options), table)
+        values = run.train(12)
         assert {"reward", "loss", "score/judge", "gradient_norm"} <= values[0].keys()
         ends.append(run.brightness())
         run.engine.close()
@@ -161,17 +153,18 @@ def test_rwr_learns_the_better_samples_more(tiny_pipeline, table, samples):
     for weight in (1.0, -1.0):
         options = {"objective": "rwr", "batch_size": 8, "rwr": {"samples": samples, "temperature": 0.1, "updates": 1}}
         run = Run(recipe_for(tiny_pipeline, "BrightnessWithoutGradient", weight, guidance=1.0, **options), table)
-        sampler = run.rollout
+        sampler = run.objective
         assert isinstance(sampler, Rwr)
-        assert isinstance(run.trainer, SamplingTrainer)
-        sampled = sampler(table.rows([0, 1, 2, 0, 1, 2, 0, 1]), 1, 0)  # the untuned model's, the same in both runs
-        brightness = sampled.pixels.flatten(1).mean(1)
+        sample = sampler.make(table.rows([0, 1, 2, 0, 1, 2, 0, 1]), 1, 0)  # the untuned model's, the same in both runs
+        brightness = sample.pixels.flatten(1).mean(1)
         for number in range(10):  # at the same noise levels in turn: draws depend on the numbers of step and update
-            run.trainer._replay(1, number % 2, sampled, sampler.weigh(standardised(weight * brightness, 8)))
+            weights = sampler.weigh(standardised(weight * brightness, 8))
+            for loss in sampler._replay(1, number % 2, [sample], [weights]):
+                run.engine.backward(loss.value)
             run.engine.step(0.01)
         ends = torch.eye(8)[[int(brightness.argmax()), int(brightness.argmin())]]
         with torch.no_grad():
-            errors.append([sum(sampler.loss(sampled, one, 1, draw).item() for draw in range(2)) for one in ends])
+            errors.append([sum(sampler.loss(sample, one, 1, draw).item() for draw in range(2)) for one in ends])
         assert {"reward", "loss", "score/judge", "gradient_norm"} <= run.train(1)[0].keys()
         run.engine.close()
     (bright, dark), (bright_when_dark_earns, dark_when_dark_earns) = errors
@@ -183,22 +176,22 @@ def test_rwr_can_learn_the_clips_of_the_data_and_generates_nothing_then(tiny_pip
     recipe = recipe_for(tiny_pipeline, objective="rwr", rwr={"samples": "data"})
     model = load_model(tiny_pipeline, parts=("vae",))
     clips = table.rows([2, 0])
-    made = rollout_for(recipe, model, table.unconditional(), Clock(CPU))(clips, 1, 0)
-    assert isinstance(made, Sampled)
+    made = objectives.build(recipe, model, table.unconditional(), Clock(CPU)).make(clips, 1, 0)
+    assert isinstance(made, Sample)
     assert len(made.path) == 1
-    encoded = made.path[0] / model.posterior(clips.mean, clips.logvar).scale
+    encoded = model.normaliser.restore(made.path[0])
     deviations = (encoded - clips.mean) / (clips.logvar / 2).exp()
     assert 0.8 < deviations.std() < 1.2
-    torch.testing.assert_close(made.pixels, model.decode_frames(made.path[0], made.indices).clamp(0, 1))
+    torch.testing.assert_close(made.pixels, model.decode_frames(made.path[0], made.drawn).clamp(0, 1))
 
 
 def test_ddpo_goes_over_the_very_steps_it_took(tiny_pipeline, table):
     recipe = recipe_for(tiny_pipeline, objective="ddpo", ddpo={"updates": 2, "clip_range": 1e-4})
     run = Run(recipe, table)
-    policy = run.rollout
+    policy = run.objective
     assert isinstance(policy, Ddpo)
     assert policy.passes == 2
-    sampled = policy(table.rows([0, 1, 2]), 1, 0)
+    sampled = policy.make(table.rows([0, 1, 2]), 1, 0)
     assert sampled.path.shape == (3, 3, 4, 2, 4, 4)
     # Nothing has been learned: every ratio is 1, so the loss is the mean of -advantage.
     for number in range(2):
@@ -217,8 +210,9 @@ def test_ddpo_can_learn_the_noisiest_steps_alone(tiny_pipeline, table):
         # A schedule whose last step is the one of more noise, unlike the usual ones.
         model.scheduler.alphas_cumprod[[501, 1]] = torch.tensor([0.5, 0.51])
         model.scheduler.final_alpha_cumprod = torch.tensor(0.9)
-        policy = Ddpo(recipe, model, table.unconditional(), Clock(CPU))
-        sampled = policy(table.rows([0, 1, 2]), 1, 0)
+        policy = objectives.build(recipe, model, table.unconditional(), Clock(CPU))
+        assert isinstance(policy, Ddpo)
+        sampled = policy.make(table.rows([0, 1, 2]), 1, 0)
         loss = policy.loss(sampled, advantages, 1, policy.passes - 1)
         gradients.append(torch.autograd.grad(loss, [w for n, w in adapted.named_parameters() if "lora_B" in n]))
     assert policy.passes == len(sampled.log_probs) == 1
@@ -230,9 +224,10 @@ def test_a_schedule_that_ends_without_noise_has_no_probability_in_its_last_step(
     recipe = recipe_for(tiny_pipeline, objective="ddpo")
     model = load_model(tiny_pipeline, parts=("denoiser", "vae"))
     model.scheduler.final_alpha_cumprod = torch.tensor(1.0)
-    policy = Ddpo(recipe, model, table.unconditional(), Clock(CPU))
+    policy = objectives.build(recipe, model, table.unconditional(), Clock(CPU))
+    assert isinstance(policy, Ddpo)
     assert policy.passes == 1
-    sampled = policy(table.rows([0, 1]), 1, 0)
+    sampled = policy.make(table.rows([0, 1]), 1, 0)
     assert sampled.path.isfinite().all()
     assert sampled.log_probs.shape == (1, 2)
 
@@ -240,22 +235,22 @@ def test_a_schedule_that_ends_without_noise_has_no_probability_in_its_last_step(
 @pytest.mark.parametrize("objective", ["draft", "rwr", "ddpo"])
 def test_a_sample_depends_on_its_place_in_the_step_alone(tiny_pipeline, table, objective):
     recipe = recipe_for(tiny_pipeline, objective=objective)
-    rollout = rollout_for(
+    objective = objectives.build(
         recipe, load_model(tiny_pipeline, parts=("denoiser", "vae")), table.unconditional(), Clock(CPU)
     )
     with torch.no_grad():
-        together, alone = rollout(table.rows([0, 1]), 2, 4), rollout(table.rows([1]), 2, 5)
+        together, alone = objective.make(table.rows([0, 1]), 2, 4), objective.make(table.rows([1]), 2, 5)
     torch.testing.assert_close(together.pixels[1:], alone.pixels, rtol=1e-4, atol=1e-5)
-    assert torch.equal(together.indices[1:], alone.indices)
+    assert torch.equal(together.drawn[1:], alone.drawn)
 
 
 def test_noisings_share_a_sample_and_differ(tiny_pipeline, table):
     recipe = recipe_for(tiny_pipeline, objective="draft", draft={"noisings": 3})
-    rollout = rollout_for(
+    objective = objectives.build(
         recipe, load_model(tiny_pipeline, parts=("denoiser", "vae")), table.unconditional(), Clock(CPU)
     )
     with torch.no_grad():
-        made = rollout(table.rows([0, 1]), 1, 0)
+        made = objective.make(table.rows([0, 1]), 1, 0)
     assert made.clips.captions == CAPTIONS[:2] * 3
     assert made.pixels.shape[0] == len(made.clips.mean) == 6
     noisings = made.pixels.unflatten(0, (3, 2)).flatten(2)
@@ -266,12 +261,12 @@ def test_noisings_share_a_sample_and_differ(tiny_pipeline, table):
 def test_samples_of_a_caption_come_in_a_row_and_are_compared_among_themselves(tiny_pipeline, table):
     options: dict[str, Any] = {"objective": "rwr", "batch_size": 4, "accumulation": 2, "samples_per_caption": 4}
     run = Run(recipe_for(tiny_pipeline, **options), table)
-    assert isinstance(run.trainer, SamplingTrainer)
     chosen = run.trainer._chosen(1)
     assert chosen == [chosen[0]] * 4 + [chosen[4]] * 4
     assert chosen[0] != chosen[4]
     one, other = torch.tensor([0.0, 1, 2, 5]), torch.tensor([10.0, 11, 12, 15])
-    weights = run.trainer._weigh([one, other])
+    assert isinstance(run.objective, Rwr)
+    weights = run.objective._weigh([one, other])
     torch.testing.assert_close(weights[0], weights[1])
     assert weights[0].tolist() == sorted(weights[0].tolist())
     run.engine.close()

@@ -23,9 +23,9 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.rewards import Reward
+from rayvideo.runs.folder import write_recipe
 from rayvideo.sections import Lora
 from rayvideo.tracking import TrackingError
-from rayvideo.training.folder import write_recipe
 from rayvideo.training.preflight import check
 from tests import tiny
 
@@ -191,7 +191,7 @@ def test_parts_of_different_models_are_refused(tiny_pipeline, tiny_judge, tmp_pa
         (
             {"reward__judges__0__type": f"{__name__}:Ungraded", "training": {"objective": "draft"}},
             RecipeError,
-            r"gives no gradient .* set training\.objective 'draft' to 'rwr' or 'ddpo', which need none",
+            r"gives no gradient .* set training\.objective 'draft' to 'ddpo' or 'rwr', which need none",
         ),
         (
             {"reward__judges__0__options": {"verson": "2.0"}},
@@ -403,12 +403,12 @@ def test_clips_without_captions_are_found_before_ray_starts(tiny_pipeline, tiny_
     assert not ray.is_initialized()
 
 
-def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False) -> None:
+def finetune(recipe: Recipe, folder: Path, *overrides: str, resume: bool = False, overrule: bool = False) -> None:
     """The job, in this process."""
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     main = runpy.run_path(str(Path(__file__).parents[2] / "jobs" / "finetune.py"))["main"]
-    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume))
+    main(argparse.Namespace(recipe=str(file), overrides=overrides, resume=resume, overrule=overrule))
 
 
 def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path, monkeypatch):
@@ -422,6 +422,13 @@ def test_a_run_that_could_not_be_kept_is_refused_before_ray_starts(tiny_pipeline
         finetune(recipe, tmp_path, "tracking.uri=http://me:secret@127.0.0.1:9")
     with pytest.raises(RecipeError, match="'first': no such run in .* to resume"):
         finetune(recipe, tmp_path, resume=True)
+    with pytest.raises(RecipeError, match="^--overrule goes on with a run that its stop rule ended: give --resume"):
+        finetune(recipe, tmp_path, overrule=True)
+    with pytest.raises(RecipeError, match="^--overrule: training.stop_rule is not set"):
+        finetune(recipe, tmp_path, resume=True, overrule=True)
+    stop = ("training.stop_rule=tests.training.test_stop_rule:Patience", "training.stop_options={patienc: 2}")
+    with pytest.raises(RecipeError, match=r"^training\.stop_options\.patienc is not .* did you mean 'patience'"):
+        finetune(recipe, tmp_path, *stop)
     assert not (tmp_path / "runs").exists()
     write_recipe(recipe)
     with pytest.raises(RecipeError, match="'first': this run exists in"):

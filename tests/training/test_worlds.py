@@ -17,7 +17,7 @@ from rayvideo.errors import RecipeError
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.precision import DTYPES
 from rayvideo.sections import Lora, Training
-from rayvideo.training.engine import Engine, supports_fp16
+from rayvideo.training.deepspeed_engine import DeepSpeedEngine, supports_fp16
 from tests.training.network import Net
 
 WORLDS = (2, 1, 4, 2)
@@ -47,7 +47,7 @@ def train(rank: int, world: int, place: Path, first: int, source: Path | None) -
     dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
     for case in range(len(CASES)):
         training, folder = training_of(case), place / str(case)
-        engine = engine_for(training)
+        engine = engine_for(training, universal=source is not None)  # each world differs from the one before
         if source:
             engine.load(source / str(case))
         steps(engine, training, first, first + STEPS, folder / "outcome.pt")
@@ -59,15 +59,15 @@ def train(rank: int, world: int, place: Path, first: int, source: Path | None) -
     os._exit(0)  # libraries have threads that a process may wait for at its end, when nothing watches it any more
 
 
-def engine_for(training: Training) -> Engine:
+def engine_for(training: Training, *, universal: bool = False) -> DeepSpeedEngine:
     torch.manual_seed(0)
     adapted = add_lora(Net().to(DTYPES[training.precision]), Lora(rank=2, targets=("to_q", "to_k")), seed=0)
     for weight in lora_parameters(adapted).values():
         weight.data.copy_(torch.randn(weight.shape) / 2)
-    return Engine(adapted, training)
+    return DeepSpeedEngine(adapted, training, universal=universal)
 
 
-def steps(engine: Engine, training: Training, first: int, last: int, outcome: Path) -> None:
+def steps(engine: DeepSpeedEngine, training: Training, first: int, last: int, outcome: Path) -> None:
     """Make the steps and write down what they did, on rank 0."""
     rank, share = dist.get_rank(), training.accumulation_of(dist.get_world_size())
     updates = []

@@ -1,0 +1,6 @@
+"""How model families noise and denoise: one contract, and a file for each kind of path between clip and noise."""
+
+from rayvideo.schedules.base import Chain, Schedule
+from rayvideo.schedules.diffusion import Diffusion
+
+__all__ = ["Chain", "Diffusion", "Schedule"]

@@ -1,0 +1,82 @@
+"""What the editing chain asks of a model family's noise path, whatever the model predicts.
+
+A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion. Levels are fp32 tensors on the CPU, []
+or one per clip [B]; latents are [B, C, F, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Chain(NamedTuple):
+    """The steps from a noisy clip to a finished one."""
+
+    timesteps: Tensor
+    """What the denoiser is told before each of the D steps, [D], descending."""
+    levels: Tensor
+    """Noise level before each step, and after the last one, [D + 1]."""
+
+    @property
+    def steps(self) -> int:
+        """D."""
+        return len(self.timesteps)
+
+    def last(self, steps: int) -> Chain:
+        """The chain's last `steps` steps."""
+        return Chain(self.timesteps[-steps:], self.levels[-steps - 1 :])
+
+
+class Schedule(Protocol):
+    """A family's noise path: how clip and noise mix, which grid is walked, and what a prediction means."""
+
+    def chain(self, steps: int, strength: float = 1.0, size: tuple[int, ...] | None = None) -> Chain:
+        """The last int(strength·steps) steps of the sampler's grid of `steps` (τ and D of the paper).
+
+        Args:
+            size: Shape (C, F, h, w) of a clip's latents, for paths that depend on it.
+
+        Raises:
+            ValueError: no step is left to run, or more than the whole grid is asked for.
+        """
+
+    def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Latents at a noise level [] or [B] (paper Eq. 5)."""
+
+    def step(
+        self, latents: Tensor, prediction: Tensor, level: Tensor, next_level: Tensor, eta: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [] of a step from one level [] to the next; with η = 0 the step is its mean."""
+
+    def deviation(self, level: Tensor, next_level: Tensor, eta: float) -> Tensor:
+        """The standard deviation [] that `step` gives: how much a step leaves to chance."""
+
+    def clean(self, latents: Tensor, prediction: Tensor, level: Tensor) -> Tensor:
+        """The finished latents that a prediction implies."""
+
+    def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """What the denoiser should have predicted for `corrupt(clean, noise, level)`."""
+
+    def random_levels(self, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Timesteps and levels [B] that training draws from, one by each generator."""
+
+
+def part_of(steps: int, strength: float) -> int:
+    """How many steps of a whole chain a strength runs: int(strength·steps).
+
+    Raises:
+        ValueError: none, or more than all.
+    """
+    run = int(strength * steps)
+    if not 1 <= run <= steps:
+        raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}")
+    return run
+
+
+def per_clip(level: Tensor, like: Tensor) -> Tensor:
+    """A level [] or [B] in the format of latents [B, …], ready to be multiplied with them."""
+    return level.to(like).reshape(-1, *[1] * (like.ndim - 1))

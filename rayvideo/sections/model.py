@@ -1,0 +1,35 @@
+"""The text-to-video model that is tuned, and its adapter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rayvideo.sections.base import FilePath, Positive, Section
+
+
+class Lora(Section):
+    """The trainable adapter (paper §4; the release trains rank 4 on every attention)."""
+
+    rank: Positive = Field(4, description="Rank r of each pair of matrices.")
+    alpha: float = Field(4.0, gt=0, description="Scale numerator: the adapter's output is multiplied by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Name endings of the layers that get a pair."
+    )
+
+
+class Model(Section):
+    """The text-to-video model that is tuned."""
+
+    path: FilePath = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
+    family: str | None = Field(
+        None,
+        description="Your own 'module:Class' that loads and runs the model (docs/models.md); default: by the pipeline "
+        "that model_index.json names.",
+    )
+    lora: Lora = Lora()
+    checkpointing: Literal["none", "step", "blocks", "both"] = Field(
+        "blocks",
+        description="What is recomputed in the backward pass: whole DDIM steps, the denoiser's blocks, both, nothing.",
+    )

@@ -1,0 +1,72 @@
+"""The parts of a training, put together in the one order that works: model, adapter, objective, engine, trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from peft import PeftModel
+
+from rayvideo.data.table import LatentTable
+from rayvideo.models import VideoModel, load_model
+from rayvideo.models.lora import add_lora
+from rayvideo.precision import DTYPES
+from rayvideo.recipe import Recipe
+from rayvideo.seeding import seed_for
+from rayvideo.serving.clip_reward import ClipReward
+from rayvideo.serving.pool import RewardPool
+from rayvideo.training import objectives
+from rayvideo.training.engine import Engine
+from rayvideo.training.meters import Clock
+from rayvideo.training.objective import Objective
+from rayvideo.training.trainer import Trainer
+
+EngineT = TypeVar("EngineT", bound=Engine)
+MakeEngine = Callable[[PeftModel, Objective[Any]], EngineT]
+"""What optimises the adapter of a denoiser for an objective."""
+
+
+class Assembly(NamedTuple, Generic[EngineT]):
+    """A training that is ready for its first step."""
+
+    model: VideoModel
+    """Its denoiser is the engine's."""
+    adapted: PeftModel
+    """The denoiser with its adapter, inside the engine."""
+    objective: Objective[Any]
+    engine: EngineT
+    trainer: Trainer
+
+
+def assemble(
+    recipe: Recipe,
+    table: LatentTable,
+    pool: RewardPool,
+    device: torch.device,
+    make_engine: MakeEngine[EngineT],
+    *,
+    rank: int = 0,
+) -> Assembly[EngineT]:
+    """Put a training together; needs a process group of `torch.distributed`, of one process at least.
+
+    Raises:
+        UserError: what the recipe names can't be loaded, or does not fit together.
+    """
+    model = load_model(
+        recipe.model.path,
+        family=recipe.model.family,
+        dtype=DTYPES[recipe.training.precision],
+        device=device,
+        parts=("denoiser", "vae"),
+    )
+    if recipe.model.checkpointing in ("blocks", "both"):
+        model.enable_checkpointing()
+    adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
+    clock = Clock(device)
+    reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
+    objective = objectives.build(recipe, model, table.unconditional(), clock, reward.shown)
+    engine = make_engine(adapted, objective)
+    model.denoiser = engine.denoiser
+    trainer = Trainer(recipe, objective, table, reward, engine, clock, rank=rank)
+    return Assembly(model, adapted, objective, engine, trainer)

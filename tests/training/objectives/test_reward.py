@@ -1,0 +1,136 @@
+"""Editing a micro-batch: each clip's numbers are its own, and only the judged frames are decoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayvideo.data.table import Batch
+from rayvideo.models import VideoModel, load_model
+from rayvideo.models.lora import add_lora, lora_parameters
+from rayvideo.recipe import Recipe, parse_recipe
+from rayvideo.sections import Lora
+from rayvideo.training import objectives
+from rayvideo.training.guards import NonFiniteError
+from rayvideo.training.meters import Clock
+from rayvideo.training.objective import Objective
+
+EMPTY = torch.zeros(1, 48, 32)
+
+
+def recipe_with(**changes: Any) -> Recipe:
+    tree = {
+        "model": {"path": "unused", "checkpointing": "none"},
+        "data": {"manifest": "unused", "frames": 4},
+        "editing": {"steps": 5},
+        "reward": {"judges": [{"name": "judge"}], "segments": 2},
+    }
+    return parse_recipe(tree | changes)
+
+
+def clips(*numbers: int) -> Batch:
+    """Stored posteriors of made-up clips, the same for the same number."""
+
+    def draw(*shape: int) -> Tensor:
+        own = (torch.Generator().manual_seed(number) for number in numbers)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in own])
+
+    names = [str(number) for number in numbers]
+    mean, embeddings = draw(4, 4, 8, 8), draw(48, 32)
+    return Batch(list(numbers), names, names, 5 * mean, mean - 4, embeddings)
+
+
+@pytest.fixture
+def model(tiny_pipeline: Path) -> VideoModel:
+    loaded = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+    loaded.denoiser = add_lora(loaded.denoiser, Lora(), seed=0)
+    return loaded
+
+
+def objective_of(recipe: Recipe, model: VideoModel) -> Objective[Any]:
+    return objectives.build(recipe, model, EMPTY, Clock(torch.device("cpu")))
+
+
+def edit(recipe: Recipe, model: VideoModel, batch: Batch, step: int = 1, first: int = 0) -> tuple[Tensor, Tensor]:
+    edited = objective_of(recipe, model).make(batch, step, first)
+    return edited.pixels, edited.drawn
+
+
+def test_a_clip_depends_on_its_place_in_the_step_alone(model):
+    recipe = recipe_with()
+    together, indices = edit(recipe, model, clips(1, 2), first=4)
+    alone, own_indices = edit(recipe, model, clips(2), first=5)
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(indices[1:], own_indices)
+
+
+@pytest.mark.parametrize("change", [{"step": 2}, {"first": 1}, {"seed": 1}])
+def test_noise_is_new_for_each_step_place_and_seed(model, change):
+    recipe = recipe_with(seed=change.pop("seed", 0))
+    pixels, _ = edit(recipe_with(), model, clips(1))
+    assert not torch.allclose(pixels, edit(recipe, model, clips(1), **change)[0], atol=1e-2)
+
+
+def test_only_the_adapter_gets_a_gradient(model):
+    pixels, indices = edit(recipe_with(), model, clips(1, 2))
+    assert pixels.shape == (2, 2, 3, 64, 64)
+    assert indices.shape == (2, 2)
+    pixels.square().mean().backward()
+    adapter = lora_parameters(model.denoiser)
+    # B = 0 at the start, so A's gradient is 0, but it is there.
+    assert all(weight.grad is not None for weight in adapter.values())
+    assert any(w.grad is not None and w.grad.abs().sum() > 0 for name, w in adapter.items() if "lora_B" in name)
+    parts = {"denoiser": model.denoiser, "vae": model._vae}
+    touched = {
+        f"{part}.{name}"
+        for part, module in parts.items()
+        for name, weight in module.named_parameters()
+        if weight.grad is not None
+    }
+    assert touched == {f"denoiser.{name}" for name in adapter}
+
+
+@pytest.mark.parametrize("checkpointing", ["step", "blocks", "both"])
+def test_recomputing_changes_nothing(tiny_pipeline, model, checkpointing):
+    def gradient(model: VideoModel, kind: str) -> Tensor:
+        recipe = recipe_with(
+            model={"path": "unused", "checkpointing": kind}, editing={"steps": 5, "grad_steps": 2, "strength": 0.8}
+        )
+        edit(recipe, model, clips(1))[0].square().mean().backward()
+        return torch.cat([w.grad.flatten() for w in lora_parameters(model.denoiser).values() if w.grad is not None])
+
+    other = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+    other.denoiser = add_lora(other.denoiser, Lora(), seed=0)
+    if checkpointing != "step":
+        other.enable_checkpointing()
+    assert torch.equal(gradient(model, "none"), gradient(other, checkpointing))
+
+
+def test_saturated_pixels_are_counted_and_clamped(model):
+    bright = clips(1)
+    loud = Batch(bright.ids, bright.videos, bright.captions, bright.mean * 50, bright.logvar, bright.embeddings)
+    edited = objective_of(recipe_with(), model).make(loud, 1, 0)
+    assert 0 <= edited.saturation <= 1
+    assert edited.pixels.min() >= 0
+    assert edited.pixels.max() <= 1
+    outside = ((edited.pixels == 0) | (edited.pixels == 1)).float().mean().item()
+    assert edited.saturation == pytest.approx(outside, abs=1e-6)
+
+
+def test_nan_stops_where_it_appears(model):
+    spoilt = clips(1, 2)
+    spoilt.mean[1, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"step 3: NaN or Inf in the edited latents of clip 2 \(2, '2'\)"):
+        edit(recipe_with(), model, spoilt, step=3)
+
+
+def test_nan_in_the_gradient_stops_the_backward_pass(model):
+    pixels, _ = edit(recipe_with(), model, clips(1, 2), step=3)
+    spoilt = torch.zeros_like(pixels)
+    spoilt[0, 0, 0, 0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"step 3: NaN or Inf in the latents' gradient of clip 1 "):
+        pixels.backward(spoilt)
