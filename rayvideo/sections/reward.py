@@ -85,6 +85,11 @@ class Rewards(Section):
         description="What attenuation is per: 'frame' as in the paper; 'clip' scales it by 16 / data.frames, so that "
         "longer clips keep the shape that the decay has in the paper's 16 frames.",
     )
+    decode: Literal["together", "frame_by_frame"] = Field(
+        "together",
+        description="together: the decoder's graph of all judged frames waits for the judges. frame_by_frame: one "
+        "frame at a time is decoded again for its gradient: less memory, and a second pass of the decoder.",
+    )
     clamp: Literal["straight_through", "hard"] = Field(
         "straight_through", description="How pixels are clamped to [0, 1]; 'hard' (the release's) kills their gradient."
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rayvideo import editing
 from rayvideo.models.base import VideoModel
+from rayvideo.models.decoding import frame_by_frame
 from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import sample_segments
 from rayvideo.schedules import Chain
@@ -173,10 +174,18 @@ class Objective(ABC, Generic[OptionsT]):
             latents.register_hook(lambda gradient: check_finite("the latents' gradient", gradient, step, clips))
         shown = self._shown(drawn)
         with self._clock("decode"):
-            pixels = self._model.decode_frames(latents, shown)
+            pixels = self._decode(latents, shown)
             check_finite("the decoded frames", pixels, step, clips)
             saturation = ((pixels < 0) | (pixels > 1)).float().mean().item()
         return Made(clips, drawn, shown, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)
+
+    def _decode(self, latents: Tensor, shown: Tensor) -> Tensor:
+        decode = self._model.decode_frames
+        return (
+            frame_by_frame(decode, latents, shown)
+            if self._recipe.reward.decode == "frame_by_frame"
+            else decode(latents, shown)
+        )
 
     def _draw_frames(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One frame per segment and clip (Eq. 6)."""

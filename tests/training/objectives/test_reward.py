@@ -134,3 +134,15 @@ def test_nan_in_the_gradient_stops_the_backward_pass(model):
     spoilt[0, 0, 0, 0, 0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"step 3: NaN or Inf in the latents' gradient of clip 1 "):
         pixels.backward(spoilt)
+
+
+def test_frames_decoded_one_by_one_teach_the_same(model):
+    slopes = []
+    for decode in ("together", "frame_by_frame"):
+        recipe = recipe_with(reward={"judges": [{"name": "judge"}], "segments": 2, "decode": decode})
+        edit(recipe, model, clips(1, 2))[0].square().mean().backward()
+        weights = lora_parameters(model.denoiser).values()
+        slopes.append(torch.cat([w.grad.flatten() for w in weights if w.grad is not None]))
+        model.denoiser.zero_grad()
+    assert slopes[0].any()
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-9)
