@@ -1,7 +1,7 @@
 """CogVideoX's text-to-video family (CogVideoXPipeline, 2B and 5B): a transformer on latents of a causal VAE.
 
-The VAE decodes latent frames in pieces of two, handing on what its causal layers kept of the piece before. Normalisation
-runs over a whole piece, so that its frames belong together: the pieces must stay those that the VAE itself makes.
+The VAE decodes latent frames in pieces of two, handing on what its causal layers kept of the piece before. Its norms
+take a whole piece together, so that pieces have to be cut where the VAE itself cuts them.
 """
 
 from __future__ import annotations
@@ -135,14 +135,17 @@ class CogVideoX(VideoModel):
         z = self.normaliser.restore(latents.float())
         if indices is None:
             indices = torch.arange(self._pieces(latents.shape[2])[-1].frames.stop).expand(len(latents), -1)
-        pixels = [self._decode(clip, frames, context) for clip, frames in zip(z.split(1), indices.tolist(), strict=True)]
+        pixels = [
+            self._decode(clip, frames, context) for clip, frames in zip(z.split(1), indices.tolist(), strict=True)
+        ]
         return torch.stack(pixels) * 0.5 + 0.5
 
     def _decode(self, z: Tensor, frames: list[int], context: int | None) -> Tensor:
         """Pixels [S, 3, H, W] in about [-1, 1] of a clip's frames, from latents [1, C, f, h, w] in the VAE's units."""
         vae = self._need(self._vae, "vae")
         own = {-(-frame // self._stride) for frame in frames}
-        cache, shown = None, {}
+        cache: Any = None
+        shown: dict[int, Tensor] = {}
         for piece in _until(max(frames), self._pieces(z.shape[2])):
             first, end = piece.latents.start, piece.latents.stop
             live = context is None or any(first <= latent < end + context for latent in own)
@@ -195,13 +198,13 @@ class CogVideoX(VideoModel):
         """(C, (F−1)/4 + 1, H/8, W/8).
 
         Raises:
-            ModelError: frames are not 8n+1, or sizes no multiples of what a token of the denoiser covers. Of 4n+1
-                frames that are not 8n+1 the VAE makes an even number of latent frames, and of these three frames too
-                many, because it takes the first one for no single frame then.
+            ModelError: frames are not 8n+1, or sizes no multiples of what a token of the denoiser covers. Other numbers
+                4n+1 make an even number of latent frames. The VAE has no piece for a single first frame then, and gives
+                back three frames too many.
         """
-        config = self._need(self._vae, "vae").config
-        factor = 2 ** (len(config.block_out_channels) - 1)
-        every, tile = self._stride * self._need(self._vae, "vae").num_latent_frames_batch_size, factor * self._patch
+        vae: Any = self._need(self._vae, "vae")
+        config, factor = vae.config, 2 ** (len(vae.config.block_out_channels) - 1)
+        every, tile = self._stride * vae.num_latent_frames_batch_size, factor * self._patch
         _refuse_other("data.frames", frames, every, 1, f"{every}n+1 frames")
         _refuse_other("data.height", height, tile, 0, f"multiples of {tile}")
         _refuse_other("data.width", width, tile, 0, f"multiples of {tile}")
@@ -251,7 +254,7 @@ def _until(frame: int, pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 
 def _refuse_other(key: str, value: int, step: int, first: int, allowed: str) -> None:
-    """Raise `ModelError` with the nearest numbers, unless `value` is one of first + step, first + 2·step, …, or 1."""
+    """Raise `ModelError`, with the nearest numbers, unless `value` is `first` and some times `step`."""
     below = value - (value - first) % step
     if below != value:
         nearest = " or ".join(str(number) for number in (below, below + step) if number > 0)
@@ -259,10 +262,11 @@ def _refuse_other(key: str, value: int, step: int, first: int, allowed: str) -> 
 
 
 def load_schedule(path: str | Path) -> CogVideoXDDIMScheduler:
-    """The noise levels of a pipeline folder or hub id, on a grid that starts at pure noise and ends ahead of t = 0.
+    """The noise levels of a pipeline folder or hub id, on a grid that starts at pure noise.
 
-    The file's `timestep_spacing` is not followed: with another one than "trailing" the last step starts at t = 0, where
-    next to no noise is left, so that it would do nothing and carry no gradient.
+    The file's `timestep_spacing` is not followed: with any but "trailing" the last step starts at t = 0, where next to
+    no noise is left, so that it would do nothing and carry no gradient. Of a number of steps that does not divide 1000
+    our steps end where the next one starts; diffusers' own end beside it (its pull request 13125).
 
     Raises:
         ModelError: naming its class or its prediction, if it is not one that can be read as DDIM on v.
@@ -272,7 +276,7 @@ def load_schedule(path: str | Path) -> CogVideoXDDIMScheduler:
         raise ModelError(f"{path}: its scheduler is a {kind}; allowed are {' and '.join(SCHEDULERS)}")
     if (predicts := written.get("prediction_type", "epsilon")) != "v_prediction":
         raise ModelError(
-            f"{path}: scheduler/scheduler_config.json has prediction_type {predicts!r}; CogVideoX predicts 'v_prediction'"
+            f"{path}: scheduler/scheduler_config.json has prediction_type {predicts!r}; allowed is 'v_prediction'"
         )
     return load_part(CogVideoXDDIMScheduler.from_pretrained, path, "scheduler", timestep_spacing="trailing")
 
@@ -281,9 +285,14 @@ def load_tokenizer(path: str | Path) -> T5Tokenizer:
     """T5's tokenizer of a pipeline folder or hub id.
 
     Raises:
-        ModelError: it has no words. transformers makes an empty one, and does not say so, if its file is missing.
+        ModelError: it can't be read, or has no words: transformers makes an empty one, and does not say so, if its file
+            is missing.
     """
-    tokenizer = load_part(T5Tokenizer.from_pretrained, path, "tokenizer")
+    try:
+        tokenizer = load_part(T5Tokenizer.from_pretrained, path, "tokenizer")
+    except ModelError as error:
+        # transformers asks for the wrong package, tiktoken, where this one is what it lacks.
+        raise ModelError(f"{error} To read spiece.model takes `pip install sentencepiece`") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # special tokens and a space
         raise ModelError(f"{path}: 'tokenizer' holds no vocabulary; it needs tokenizer.json or spiece.model")
     return tokenizer
