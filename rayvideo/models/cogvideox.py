@@ -129,8 +129,8 @@ class CogVideoX(VideoModel):
         """Pixels [B, S, 3, H, W] of the chosen frames, clip by clip.
 
         A piece is run with a gradient if one of its latent frames is a chosen frame's own, or one of the `context`
-        before it; so up to one more than asked for gets it. Where windows of several chosen frames touch, they are one.
-        Since no piece looks ahead, the gradient within a window is the exact one.
+        before it; so one or two more than asked for may get it. Where windows of several chosen frames touch, they are
+        one. Since no piece looks ahead, the gradient within a window is the exact one.
         """
         z = self.normaliser.restore(latents.float())
         if indices is None:

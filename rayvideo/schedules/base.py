@@ -1,7 +1,7 @@
 """What the editing chain asks of a model family's noise path, whatever the model predicts.
 
-A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion. Levels are tensors on the CPU, [] or
-one per clip [B], in the number format of the scheduler that they are read from; latents are [B, C, F, h, w].
+A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion. Levels are fp32 tensors on the CPU, []
+or one per clip [B]; latents are [B, C, F, h, w].
 """
 
 from __future__ import annotations

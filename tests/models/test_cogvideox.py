@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXPipeline, DDIMScheduler
 from torch import Tensor, nn
 
 from rayvideo import editing
@@ -19,6 +19,7 @@ from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.schedules import Diffusion
 from rayvideo.sections import Lora
 from tests import tiny_cogvideox as tiny
+from tests.tiny import REFERENCE_SCHEDULE
 
 PROMPTS = ["a red cat", "a dog jumps"]
 
@@ -94,7 +95,8 @@ def test_the_chain_takes_diffusers_steps_from_noise_alone(steps, shift):
     scheduler = CogVideoXDDIMScheduler(**tiny.SCHEDULE | {"snr_shift_scale": shift})
     schedule, latents = Diffusion(scheduler, "v_prediction"), torch.randn(2, 4, 3, 4, 6)
     chain = schedule.chain(steps)
-    assert (chain.levels[0], chain.levels[-1]) == (0, 1)
+    assert chain.levels.dtype == torch.float32
+    assert chain.levels[[0, -1]].tolist() == [0, 1]
     scheduler.set_timesteps(steps)
     assert torch.equal(chain.timesteps, scheduler.timesteps)
     for number, timestep in enumerate(chain.timesteps):
@@ -111,6 +113,19 @@ def test_corrupted_clips_are_diffusers(model):
     noisy = model.schedule.corrupt(clean, noise, model.schedule.level(timesteps))
     torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, timesteps))
     assert torch.equal(noisy[1], noise[1])
+
+
+def test_strengths_that_the_docs_name_start_no_noisier_than_the_papers():
+    """And the next ones do."""
+
+    def noisiness(schedule: Diffusion, strength: float) -> float:
+        level = schedule.chain(20, strength).levels[0]
+        return ((1 - level) / level).sqrt().item()
+
+    papers = noisiness(Diffusion(DDIMScheduler(**REFERENCE_SCHEDULE)), 0.6)
+    for shift, strength, next_one in ((3.0, 0.35, 0.4), (1.0, 0.5, 0.55)):
+        schedule = Diffusion(CogVideoXDDIMScheduler(**tiny.SCHEDULE | {"snr_shift_scale": shift}), "v_prediction")
+        assert noisiness(schedule, strength) < papers < noisiness(schedule, next_one)
 
 
 @pytest.mark.parametrize("kind", [CogVideoXDDIMScheduler, CogVideoXDPMScheduler])
