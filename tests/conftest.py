@@ -11,7 +11,7 @@ import torch
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.sections import Lora
-from tests import clips, tiny
+from tests import clips, tiny, tiny_cogvideox
 from tests.watchdog import Watchdog
 
 # The same examples each time; their number is bounded, so no deadline is needed, which would depend on the machine.
@@ -33,6 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a randomly initialised TextToVideoSDPipeline for 64x64 frames."""
     return tiny.save_pipeline(tmp_path_factory.mktemp("models") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def tiny_cog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a randomly initialised CogVideoXPipeline, of the 5B's kind, for 9 frames of 32x48 pixels."""
+    return tiny_cogvideox.save_pipeline(tmp_path_factory.mktemp("models") / "cogvideox")
 
 
 @pytest.fixture(scope="session")

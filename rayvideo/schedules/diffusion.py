@@ -36,13 +36,13 @@ class Diffusion:
 
     def over(self, timesteps: Tensor) -> Chain:
         """The chain over given timesteps [D], descending."""
-        levels = self.scheduler.alphas_cumprod[timesteps.cpu()]
+        levels = self.level(timesteps)
         final = torch.as_tensor(self.scheduler.final_alpha_cumprod).to(levels).reshape(1)
         return Chain(timesteps, torch.cat([levels, final]))
 
     def level(self, timestep: int | Tensor) -> Tensor:
-        """ᾱ at a timestep, [] or [B]."""
-        return torch.as_tensor(self.scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()])
+        """ᾱ at a timestep, [] or [B], in fp32, although some schedulers count in fp64."""
+        return torch.as_tensor(self.scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()]).float()
 
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """√ᾱ·clean + √(1−ᾱ)·noise (paper Eq. 5)."""

@@ -146,3 +146,25 @@ def test_frames_decoded_one_by_one_teach_the_same(model):
         model.denoiser.zero_grad()
     assert slopes[0].any()
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["reward", "draft"])
+def test_a_causal_vae_and_a_schedule_that_ends_without_noise_serve_as_well(tiny_cog, objective):
+    """CogVideoX: latents of fewer frames than the clip has, v-prediction, levels in fp64."""
+    model: Any = load_model(tiny_cog, parts=("denoiser", "vae"))
+    model.denoiser = add_lora(model.denoiser, Lora(), seed=0)
+    recipe = recipe_with(
+        data={"manifest": "unused", "frames": 9, "height": 32, "width": 48}, training={"objective": objective}
+    )
+    mean, embeddings = torch.randn(2, 4, 3, 4, 6), torch.randn(2, 226, 16)
+    batch = Batch([1, 2], ["1", "2"], ["1", "2"], mean, mean - 4, embeddings)
+    empty = torch.zeros(1, 226, 16)
+    edited = objectives.build(recipe, model, empty, Clock(torch.device("cpu"))).make(batch, 1, 0)
+    assert edited.pixels.shape == (2, 2, 3, 32, 48)
+    assert edited.drawn.amax() < 9
+    edited.pixels.square().mean().backward()
+    adapter = lora_parameters(model.denoiser)
+    assert adapter
+    for name, weight in adapter.items():
+        assert weight.grad is not None
+        assert bool(weight.grad.any()) == ("lora_B" in name), "A's gradient is 0 as long as B is"
