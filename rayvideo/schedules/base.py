@@ -1,11 +1,12 @@
 """What the editing chain asks of a model family's noise path, whatever the model predicts.
 
-A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion. Levels are fp32 tensors on the CPU, []
+A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion, σ for a flow. Levels are fp32 tensors on the CPU, []
 or one per clip [B]; latents are [B, C, F, h, w].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -34,6 +35,17 @@ class Chain(NamedTuple):
 class Schedule(Protocol):
     """A family's noise path: how clip and noise mix, which grid is walked, and what a prediction means."""
 
+    @property
+    def offset_noise(self) -> float:
+        """Strength of `editing.offset_noise` unless the recipe says: what such models are used to."""
+
+    def shifted(self, shift: float | None) -> Schedule:
+        """This path with the recipe's `model.shift`, None for the checkpoint's.
+
+        Raises:
+            RecipeError: it has no shift, or none that is allowed.
+        """
+
     def chain(self, steps: int, strength: float = 1.0, size: tuple[int, ...] | None = None) -> Chain:
         """The last int(strength·steps) steps of the sampler's grid of `steps` (τ and D of the paper).
 
@@ -42,6 +54,13 @@ class Schedule(Protocol):
 
         Raises:
             ValueError: no step is left to run, or more than the whole grid is asked for.
+        """
+
+    def steps_from(self, steps: int, sigma: float) -> int:
+        """How many of a whole grid's `steps` steps start at noise level σ or below (the recipe's `start_sigma`).
+
+        Raises:
+            ValueError: none does, or the path's levels are no σ.
         """
 
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -75,6 +94,12 @@ def part_of(steps: int, strength: float) -> int:
     if not 1 <= run <= steps:
         raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}")
     return run
+
+
+def least_strength(steps: int, run: int) -> float:
+    """The least strength whose part of `steps` is `run` steps, as `part_of` counts them."""
+    strength = run / steps
+    return strength if int(strength * steps) == run else math.nextafter(strength, math.inf)
 
 
 def per_clip(level: Tensor, like: Tensor) -> Tensor:
