@@ -69,6 +69,7 @@ class ClipWorker:
                     [prompt.seed for prompt in prompts],
                     steps=steps,
                     guidance=options.guidance,
+                    negative_prompt=self._recipe.model.negative_prompt,
                     frames=data.frames,
                     height=data.height,
                     width=data.width,
@@ -173,6 +174,7 @@ def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
     model = load_model(
         recipe.model.path, family=recipe.model.family, dtype=DTYPES[recipe.training.precision], device=device
     )
+    model.schedule = model.schedule.shifted(recipe.model.shift)
     if adapter is not None:
         put_on(model, adapter)
     return model

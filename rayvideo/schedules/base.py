@@ -1,12 +1,11 @@
 """What the editing chain asks of a model family's noise path, whatever the model predicts.
 
-A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion, σ for a flow. Levels are fp32 tensors on the CPU, []
-or one per clip [B]; latents are [B, C, F, h, w].
+A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion, σ for a flow. Levels are fp32 tensors
+on the CPU, [] or one per clip [B]; latents are [B, C, F, h, w].
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -92,14 +91,15 @@ def part_of(steps: int, strength: float) -> int:
     """
     run = int(strength * steps)
     if not 1 <= run <= steps:
-        raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}")
+        nearest = f"nearest allowed: {least_strength(steps, 1) if run < 1 else 1}"
+        raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}; {nearest}")
     return run
 
 
 def least_strength(steps: int, run: int) -> float:
-    """The least strength whose part of `steps` is `run` steps, as `part_of` counts them."""
-    strength = run / steps
-    return strength if int(strength * steps) == run else math.nextafter(strength, math.inf)
+    """The least strength, of four digits, that runs `run` of `steps` steps."""
+    rounded = round(run / steps, 4)
+    return rounded if int(rounded * steps) >= run else round(rounded + 1e-4, 4)
 
 
 def per_clip(level: Tensor, like: Tensor) -> Tensor:
