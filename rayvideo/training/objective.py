@@ -70,7 +70,7 @@ class Objective(ABC, Generic[OptionsT]):
     Args:
         options: What `options_of` says.
         model: With denoiser (or the engine around it) and VAE.
-        unconditional: Embedding [1, L, C] of the empty prompt.
+        unconditional: Embedding [1, L, C] of the prompt that guidance leads away from.
         clock: Gets the phases "rollout", "decode" and "backward".
         shown: The frames [B, U] to decode for judges of which some see the frames drawn [B, S]; see `ClipReward.shown`.
     """
