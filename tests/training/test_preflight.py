@@ -101,25 +101,6 @@ def test_a_complete_recipe_passes(tiny_pipeline, tiny_judge, tmp_path):
     check(recipe_with(tiny_pipeline, tiny_judge, tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"editing": {"start_sigma": 0.6}},
-            r"^editing\.start_sigma 0\.6: this model is a diffusion, which has no sigma",
-        ),
-        ({"model__shift": 3.0}, r"^model\.shift 3\.0: this model is a diffusion, which has no shift; set it to null"),
-    ],
-)
-def test_what_flows_alone_have_is_refused_by_a_diffusion(tiny_pipeline, tiny_judge, tmp_path, change, message):
-    recipe = recipe_with(tiny_pipeline, tiny_judge, tmp_path, **change)
-    with pytest.raises(RecipeError, match=message):
-        check(recipe)
-    if "model__shift" in change:
-        with pytest.raises(RecipeError, match=message):
-            compare.check(recipe, None)
-
-
 def test_what_the_adapter_binds_to_is_said(tiny_pipeline, tiny_judge, tmp_path, caplog):
     with caplog.at_level("INFO"):
         check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, model__lora={"rank": 2, "targets": ["to_q"]}))

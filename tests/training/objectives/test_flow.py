@@ -13,17 +13,19 @@ from torch import Tensor
 
 from rayvideo import editing
 from rayvideo.errors import RecipeError
+from rayvideo.evaluation import compare
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe
 from rayvideo.schedules import Flow
 from rayvideo.sections import Lora
-from rayvideo.training import objectives
+from rayvideo.training import objectives, preflight
 from rayvideo.training.meters import Clock
 from rayvideo.training.objective import Judged, Made, Objective
 from rayvideo.training.objectives.ddpo import Ddpo
 from rayvideo.training.sampled import Sample
 from tests.training.objectives.test_reward import EMPTY, clips, recipe_with
+from tests.training.test_preflight import recipe_with as passing
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -136,3 +138,22 @@ def test_the_same_sigma_leaves_fewer_steps_of_a_flow_that_is_shifted_more(flow):
     for shift, steps in ((None, 7), (1.0, 13), (12.0, 2)):
         flow.schedule = flow.schedule.shifted(shift)
         assert built(recipe, flow)._chain.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"editing": {"start_sigma": 0.6}},
+            r"^editing\.start_sigma 0\.6: this model is a diffusion, which has no sigma",
+        ),
+        ({"model__shift": 3.0}, r"^model\.shift 3\.0: this model is a diffusion, which has no shift; set it to null"),
+    ],
+)
+def test_what_flows_alone_have_is_refused_by_a_diffusion(tiny_pipeline, tiny_judge, tmp_path, change, message):
+    recipe = passing(tiny_pipeline, tiny_judge, tmp_path, **change)
+    with pytest.raises(RecipeError, match=message):
+        preflight.check(recipe)
+    if "model__shift" in change:
+        with pytest.raises(RecipeError, match=message):
+            compare.check(recipe, None)
