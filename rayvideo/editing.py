@@ -57,7 +57,7 @@ def offset_noise(latents: Tensor, strength: float, generator: Generators = None)
 def guided(predict_pair: Predict, scale: float) -> Predict:
     """Classifier-free guidance as one call on 2B latents: p = p_uncond + scale·(p_cond − p_uncond).
 
-    `predict_pair` gets the latents twice and must condition the first B on the empty prompt (diffusers' order).
+    `predict_pair` gets the latents twice and must condition the first B on the unconditional prompt (diffusers' order).
     """
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:

@@ -92,6 +92,26 @@ def test_workers_that_make_no_sense_are_refused(override, message):
         load_recipe(FOLDER / "menagerie.yaml", [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.shift=0"], r"model\.shift: 0(\.0)? is not allowed: .* greater than 0"),
+        (
+            ["editing.strength=0.3", "editing.start_sigma=0.6"],
+            r"editing\.start_sigma 0\.6 and editing\.strength 0\.3 both say where the chain starts; set",
+        ),
+        (["editing.start_sigma=1.5"], r"editing\.start_sigma: 1\.5 is not allowed: .* less than or equal to 1"),
+        (
+            ["editing.strength=0.01", "editing.steps=20"],
+            r"editing\.steps 20 runs 0 steps, fewer than editing\.grad_steps 1; raise strength to 0\.05",
+        ),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(FOLDER / "modelscope-1.7b.yaml", overrides)
+
+
 def test_what_is_best_is_said_by_its_measure():
     file = FOLDER / "menagerie-demo.yaml"
     assert load_recipe(file).training.keep_best is None

@@ -66,8 +66,8 @@ def prepare_to(recipe: Recipe, out: str) -> dict[str, Any]:
     `rejected.jsonl`.
 
     Returns:
-        finished, clips (in the folder), new_clips (by this call), rejected, captions (embedded, with ""), seconds,
-        fingerprint.
+        finished, clips (in the folder), new_clips (by this call), rejected, captions (embedded, with the negative
+        prompt), seconds, fingerprint.
 
     Raises:
         DataError: `out` belongs to something else, or more than `data.max_bad_fraction` of the clips are bad.
@@ -134,7 +134,7 @@ def stream(recipe: Recipe, meanwhile: Callable[[], None] = lambda: None) -> Late
     _tally(recipe, outcomes(), len(entries), 0, rejected, meanwhile)
     captions: dict[str, Place] = {}
     with (
-        progress("embedding captions", _distinct(entries), unit="caption") as bar,
+        progress("embedding captions", len(_captions(recipe, entries)), unit="caption") as bar,
         closing(_blocks(_embedded_captions(recipe, entries), "caption")) as blocks,
     ):
         for ref, block in blocks:
@@ -179,15 +179,14 @@ def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[in
 
 
 def _embedded_captions(recipe: Recipe, entries: Sequence[Entry]) -> Dataset:
-    """Rows caption, embedding: every distinct caption once, and ""."""
-    captions = dict.fromkeys(["", *(entry["caption"] for entry in entries)])
-    table = pa.table({"caption": pa.array(captions, pa.string())})
+    """Rows caption, embedding."""
+    table = pa.table({"caption": pa.array(_captions(recipe, entries), pa.string())})
     return _encode(_dataset(table, CAPTIONS_PER_CALL), _CaptionEncoder, recipe)
 
 
-def _distinct(entries: Sequence[Entry]) -> int:
-    """How many different captions there are, "" included."""
-    return len({"", *(entry["caption"] for entry in entries)})
+def _captions(recipe: Recipe, entries: Sequence[Entry]) -> list[str]:
+    """The negative prompt, and every distinct caption once."""
+    return list(dict.fromkeys([recipe.model.negative_prompt, *(entry["caption"] for entry in entries)]))
 
 
 def _dataset(table: pa.Table, rows_per_block: int) -> Dataset:
@@ -253,11 +252,11 @@ def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:
     """Write captions.parquet unless it is there, and return how many captions it holds."""
     path = join(out, "captions.parquet")
     filesystem, inner = locate(path)
-    total = _distinct(entries)
+    total = len(_captions(recipe, entries))
     if filesystem.get_file_info(inner).type == pa.fs.FileType.File:
         return total
     blocks = (block for _, block in _blocks(_embedded_captions(recipe, entries), "caption", "embedding"))
-    first = next(blocks)  # it has the schema; there is one, since "" is embedded always
+    first = next(blocks)  # it has the schema; there is one, since the negative prompt is embedded always
     with (
         replacing(path) as (filesystem, temporary),
         pq.ParquetWriter(temporary, first.schema, filesystem=filesystem, **tasks.FORMAT) as writer,

@@ -1,7 +1,7 @@
 """The folder that jobs/prepare.py fills: what it holds, and whether that fits a recipe.
 
 clips/*.parquet     id int64, video, caption, mean and logvar as fp32 tensors [C, F, h, w]; one row per row group
-captions.parquet    caption, embedding [L, C]; every distinct caption and ""
+captions.parquet    caption, embedding [L, C]; every distinct caption, and the negative prompt
 rejected.jsonl      video, caption, reason
 summary.json        what was done, with the fingerprint of what it was done with
 """
@@ -27,6 +27,8 @@ from rayvideo.recipe import Recipe
 from rayvideo.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
 
 ENCODING_PARTS = ("vae", "text_encoder", "tokenizer")
+UNSET = {"negative_prompt": ""}
+"""What a fingerprint that does not have these keys was made with: those of older folders stay as they are."""
 ANEW = "prepare into a new folder"  # the mend of most of its errors
 
 
@@ -54,7 +56,7 @@ def open_prepared(recipe: Recipe) -> LatentTable:
         rejected = [Rejected(**json.loads(line)) for line in read_bytes(join(folder, "rejected.jsonl")).splitlines()]
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"data.prepared {folder!r} is damaged ({error}); {ANEW}") from error
-    if absent := {"", *(place.caption for place in places.values())} - set(names):
+    if absent := {recipe.model.negative_prompt, *(place.caption for place in places.values())} - set(names):
         raise DataError(f"{captions} lacks {len(absent)} captions of its clips, such as {min(absent)!r}; {ANEW}")
     return LatentTable(
         [places[clip].place for clip in sorted(places)],
@@ -83,7 +85,8 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     data = recipe.data
     numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
     listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
-    return {"model": model_digest(recipe.model, ENCODING_PARTS), **numbers, **listed}
+    prompt = {"negative_prompt": recipe.model.negative_prompt} if recipe.model.negative_prompt else {}
+    return {"model": model_digest(recipe.model, ENCODING_PARTS), **numbers, **listed, **prompt}
 
 
 class Prepared(NamedTuple):
@@ -146,12 +149,14 @@ def write_summary(folder: str, summary: dict[str, Any]) -> None:
 
 def _compare(folder: str, summary: dict[str, Any], expected: dict[str, Any]) -> None:
     found = summary.get("fingerprint")
-    if not isinstance(found, dict) or not expected.keys() <= found.keys():
+    if not isinstance(found, dict) or not expected.keys() <= (UNSET | found).keys():
         raise DataError(f"{folder!r}: its summary.json does not say what it was prepared with; {ANEW}")
     digests = {"manifest": "another list of clips", "model": "another VAE or text tower, or by another model.family"}
+    found, expected = UNSET | found, UNSET | expected
     for key, value in expected.items():
         if found[key] != value:
-            what = digests.get(key, f"data.{key} {found[key]}, not {value}")
+            name = f"model.{key} {found[key]!r}" if key in UNSET else f"data.{key} {found[key]}"
+            what = digests.get(key, f"{name}, not {value!r}")
             raise DataError(f"{folder!r} was prepared with {what}; prepare into another folder")
 
 

@@ -86,9 +86,9 @@ class LatentTable:
             embeddings=torch.stack([self._embedding(row["caption"]) for row in rows]),
         )
 
-    def unconditional(self) -> Tensor:
-        """Embedding [1, L, C] of the empty prompt."""
-        return self._embedding("")[None]
+    def unconditional(self, negative_prompt: str = "") -> Tensor:
+        """Embedding [1, L, C] of the prompt that guidance leads away from: the one that clips were prepared for."""
+        return self._embedding(negative_prompt)[None]
 
     def _embedding(self, caption: str) -> Tensor:
         return self._embeddings.read(self._caption_rows[caption])["embedding"]

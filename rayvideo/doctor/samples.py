@@ -164,7 +164,7 @@ def _encode(recipe: Recipe, vae: VideoModel, entries: Sequence[Entry], pixels: T
             "logvar": tensor_array(torch.cat([part.logvar for part in parts]).cpu().numpy()),
         }
     )
-    texts = ["", *dict.fromkeys(entry["caption"] for entry in entries)]
+    texts = list(dict.fromkeys([recipe.model.negative_prompt, *(entry["caption"] for entry in entries)]))
     embeddings = load_model(recipe.model.path, family=recipe.model.family, parts=("text",)).encode_prompts(texts)
     captions = ray.put(pa.table({"caption": texts, "embedding": tensor_array(embeddings.float().numpy())}))
     block, rejected = ray.put(clips), list[Rejected]()

@@ -25,12 +25,14 @@ def check_generator(recipe: Recipe, adapter: str | None) -> None:
 
     Raises:
         EvaluationError, ModelError: naming the folder, and what is wrong with it.
+        RecipeError: the model takes no `model.shift`.
     """
     for name in ADAPTER_FILES if adapter else ():
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
     model, data = load_model(recipe.model.path, family=recipe.model.family, device="meta"), recipe.data
     model.latent_shape(data.frames, data.height, data.width)
+    model.schedule.shifted(recipe.model.shift)
     if adapter is not None:
         check_adapter(model, adapter)
 

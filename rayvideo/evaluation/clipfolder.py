@@ -46,14 +46,17 @@ class Row(NamedTuple):
 
 def settings(recipe: Recipe, adapter: str | None, *, merge: bool) -> dict[str, Any]:
     """Everything that a clip depends on, besides caption, seed and steps."""
-    data = recipe.data
+    data, model = recipe.data, recipe.model
+    changed = {"shift": model.shift, "negative_prompt": model.negative_prompt or None}
     return {
-        "model": model_digest(recipe.model, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+        "model": model_digest(model, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
         "adapter": [digest(read_bytes(join(adapter, name))) for name in ADAPTER_FILES] if adapter else None,
         "merged": merge,
         "precision": recipe.training.precision,
         "guidance": recipe.evaluation.guidance,
         **{key: getattr(data, key) for key in ("frames", "fps", "height", "width")},
+        # Left out where they are not set, so that clips from before they could be keep their names.
+        **{key: value for key, value in changed.items() if value is not None},
     }
 
 

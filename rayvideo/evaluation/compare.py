@@ -57,7 +57,7 @@ class Chain:
     """What was found of clips that were made in one number of steps."""
 
     steps: int
-    """DDIM steps D."""
+    """Steps D of the chain."""
     rows: list[dict[str, Any]]
     """One per clip: set, caption, seed, steps, variant, file, every score and measure."""
     sets: dict[str, dict[Variant, Figures]]

@@ -15,9 +15,9 @@ from rayvideo.seeding import generator_for
 
 
 @torch.no_grad()
-def embed_captions(model: VideoModel, captions: Sequence[str]) -> dict[str, Tensor]:
-    """Embedding [L, C] of every distinct caption and of "", the unconditional one, on the CPU; needs the text tower."""
-    distinct = list(dict.fromkeys(["", *captions]))
+def embed_captions(model: VideoModel, captions: Sequence[str], negative_prompt: str = "") -> dict[str, Tensor]:
+    """Embedding [L, C] of every distinct caption and of the negative prompt, on the CPU; needs the text tower."""
+    distinct = list(dict.fromkeys([negative_prompt, *captions]))
     return {caption: model.encode_prompts([caption])[0].cpu() for caption in distinct}
 
 
@@ -32,6 +32,7 @@ def generate_clips(
     frames: int,
     height: int,
     width: int,
+    negative_prompt: str = "",
     batch_size: int = 8,
     fixed_batch: bool = False,
     embeddings: Mapping[str, Tensor] | None = None,
@@ -46,14 +47,15 @@ def generate_clips(
     Args:
         fixed_batch: Fill the last batch up with repetitions, so that all forward passes have one size and the last bits
             don't depend on how many clips there are.
-        steps: DDIM steps D of the whole chain.
+        steps: Steps D of the whole chain.
         guidance: Classifier-free guidance scale; 1 is the caption's prediction alone.
+        negative_prompt: What guidance leads away from.
         embeddings: What `embed_captions` gave, for a model that was loaded without its text tower.
         told: Called with the number of clips that are made, after each batch.
     """
     if len(captions) != len(seeds):
         raise ValueError(f"every clip needs a caption and a seed: got {len(captions)} captions, {len(seeds)} seeds")
-    table = embed_captions(model, captions) if embeddings is None else embeddings
+    table = embed_captions(model, captions, negative_prompt) if embeddings is None else embeddings
     chain = model.schedule.chain(steps)
     shape = model.latent_shape(frames, height, width)
     clips = []
@@ -65,7 +67,8 @@ def generate_clips(
         chosen = [caption for caption, _ in pairs]
         generators = [generator_for(seed, "generate", caption) for caption, seed in pairs]
         latents = editing.normal((len(chosen), *shape), generators, model.device)
-        predict = model.guided(torch.stack([table[caption] for caption in chosen]), table[""][None], guidance)
+        prompts = torch.stack([table[caption] for caption in chosen])
+        predict = model.guided(prompts, table[negative_prompt][None], guidance)
         latents = editing.run_chain(predict, latents, model.schedule, chain)
         # Clip by clip: decoded frames, not latents, are what fills the memory.
         clips += [model.decode_frames(one[None])[0].clamp(0, 1).float().cpu() for one in latents[:wanted]]

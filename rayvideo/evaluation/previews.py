@@ -34,12 +34,16 @@ Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
 
 
 def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
-    """Caption -> embedding [L, C] of all captions that are shown; loads the text tower for it and lets it go."""
+    """Caption -> embedding [L, C] of all captions that are shown, and of the negative prompt.
+
+    Loads the text tower for it and lets it go.
+    """
     captions = [prompt.caption for prompt in shown(recipe)]
     if not captions:
         return {}
     logger.info("embedding %d captions of previews", len(captions))
-    return embed_captions(load_model(recipe.model.path, family=recipe.model.family, parts=("text",)), captions)
+    model = load_model(recipe.model.path, family=recipe.model.family, parts=("text",))
+    return embed_captions(model, captions, recipe.model.negative_prompt)
 
 
 class Previews:
@@ -141,6 +145,7 @@ class Previews:
             [prompt.seed for prompt in chosen],
             steps=options.steps[0],
             guidance=options.guidance,
+            negative_prompt=self._recipe.model.negative_prompt,
             frames=data.frames,
             height=data.height,
             width=data.width,

@@ -55,7 +55,7 @@ class ClipWorker:
         self._device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
 
     def generate(self, prompts: Sequence[Prompt], steps: int) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
-        """The prompts, and their clips of `steps` DDIM steps by the base and, with an adapter, by the tuned model."""
+        """The prompts, and their clips of `steps` steps by the base and, with an adapter, by the tuned model."""
         variants: dict[Variant, AbstractContextManager[None]] = {"base": nullcontext()}
         if self._adapter is not None:
             variants = {"base": adapter_disabled(self._model.denoiser), "tuned": nullcontext()}
@@ -69,6 +69,7 @@ class ClipWorker:
                     [prompt.seed for prompt in prompts],
                     steps=steps,
                     guidance=options.guidance,
+                    negative_prompt=self._recipe.model.negative_prompt,
                     frames=data.frames,
                     height=data.height,
                     width=data.width,
@@ -154,7 +155,7 @@ class Workers(Actors):
     def generate(
         self, prompts: Sequence[Prompt], steps: int
     ) -> Iterator[tuple[Sequence[Prompt], dict[Variant, Clips]]]:
-        """Clips of `steps` DDIM steps batch by batch, in the order of the prompts."""
+        """Clips of `steps` steps batch by batch, in the order of the prompts."""
         return self.spread(lambda actor, batch: actor.generate.remote(batch, steps), batched(prompts, self._batch_size))
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], Clips | None]]:
@@ -173,6 +174,7 @@ def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
     model = load_model(
         recipe.model.path, family=recipe.model.family, dtype=DTYPES[recipe.training.precision], device=device
     )
+    model.schedule = model.schedule.shifted(recipe.model.shift)
     if adapter is not None:
         put_on(model, adapter)
     return model

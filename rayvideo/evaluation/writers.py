@@ -36,6 +36,7 @@ class ClipWriter:
             [row.seed or 0 for row in rows],
             steps=rows[0].steps or 0,
             guidance=options.guidance,
+            negative_prompt=self._recipe.model.negative_prompt,
             frames=data.frames,
             height=data.height,
             width=data.width,

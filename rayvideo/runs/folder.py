@@ -60,7 +60,10 @@ def refuse_taken(recipe: Recipe) -> None:
 
 
 def as_begun(recipe: Recipe) -> Recipe:
-    """The recipe with the number formats that the run was begun with in place of every "auto"."""
+    """The recipe with what the run was begun with in place of every "auto" of number formats, and of offset noise.
+
+    Offset noise of null is 0.1 for diffusion, which earlier versions wrote down.
+    """
     then = begun_with(folder_of(recipe))
     return parse_recipe(_as_begun(recipe.model_dump(mode="json"), then.model_dump(mode="json")))
 
@@ -70,7 +73,8 @@ def _as_begun(now: Any, then: Any, key: str = "") -> Any:
         return {name: _as_begun(value, then.get(name), name) for name, value in now.items()}
     if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
         return [_as_begun(*pair) for pair in zip(now, then, strict=True)]
-    return then if now == "auto" and key in ("precision", "dtype") else now
+    left_open = (now == "auto" and key in ("precision", "dtype")) or (now is None and key == "offset_noise")
+    return then if left_open else now
 
 
 def begun(recipe: Recipe) -> str:

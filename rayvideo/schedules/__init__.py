@@ -2,5 +2,6 @@
 
 from rayvideo.schedules.base import Chain, Schedule
 from rayvideo.schedules.diffusion import Diffusion
+from rayvideo.schedules.flow import Flow
 
-__all__ = ["Chain", "Diffusion", "Schedule"]
+__all__ = ["Chain", "Diffusion", "Flow", "Schedule"]

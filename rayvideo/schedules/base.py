@@ -1,7 +1,7 @@
 """What the editing chain asks of a model family's noise path, whatever the model predicts.
 
-A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion. Levels are fp32 tensors on the CPU, []
-or one per clip [B]; latents are [B, C, F, h, w].
+A *level* says how noisy latents are, in the path's own number: ᾱ for diffusion, σ for a flow. Levels are fp32 tensors
+on the CPU, [] or one per clip [B]; latents are [B, C, F, h, w].
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ class Chain(NamedTuple):
 class Schedule(Protocol):
     """A family's noise path: how clip and noise mix, which grid is walked, and what a prediction means."""
 
+    @property
+    def offset_noise(self) -> float:
+        """Strength of `editing.offset_noise` unless the recipe says: what such models are used to."""
+
+    def shifted(self, shift: float | None) -> Schedule:
+        """This path with the recipe's `model.shift`, None for the checkpoint's.
+
+        Raises:
+            RecipeError: it has no shift, or none that is allowed.
+        """
+
     def chain(self, steps: int, strength: float = 1.0, size: tuple[int, ...] | None = None) -> Chain:
         """The last int(strength·steps) steps of the sampler's grid of `steps` (τ and D of the paper).
 
@@ -42,6 +53,13 @@ class Schedule(Protocol):
 
         Raises:
             ValueError: no step is left to run, or more than the whole grid is asked for.
+        """
+
+    def steps_from(self, steps: int, sigma: float) -> int:
+        """How many of a whole grid's `steps` steps start at noise level σ or below (the recipe's `start_sigma`).
+
+        Raises:
+            ValueError: none does, or the path's levels are no σ.
         """
 
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -73,8 +91,15 @@ def part_of(steps: int, strength: float) -> int:
     """
     run = int(strength * steps)
     if not 1 <= run <= steps:
-        raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}")
+        nearest = f"nearest allowed: {least_strength(steps, 1) if run < 1 else 1}"
+        raise ValueError(f"strength {strength} of {steps} steps runs {run} steps; allowed: 1 to {steps}; {nearest}")
     return run
+
+
+def least_strength(steps: int, run: int) -> float:
+    """The least strength, of four digits, that runs `run` of `steps` steps."""
+    rounded = round(run / steps, 4)
+    return rounded if int(rounded * steps) >= run else round(rounded + 1e-4, 4)
 
 
 def per_clip(level: Tensor, like: Tensor) -> Tensor:

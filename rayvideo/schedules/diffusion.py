@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
+from rayvideo.errors import RecipeError
 from rayvideo.schedules.base import Chain, part_of, per_clip
 
 
@@ -23,6 +25,21 @@ class Diffusion:
     scheduler: Any
     """Anything that carries the attributes of diffusers' `DDIMScheduler`."""
     predicts: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    @property
+    def offset_noise(self) -> float:
+        """What the release adds."""
+        return 0.1
+
+    def shifted(self, shift: float | None) -> Self:
+        """Itself: only a flow has a shift."""
+        if shift is not None:
+            raise RecipeError(f"model.shift {shift}: this model is a diffusion, which has no shift; set it to null")
+        return self
+
+    def steps_from(self, steps: int, sigma: float) -> int:
+        """Not known: levels are ᾱ."""
+        raise ValueError("this model is a diffusion, which has no sigma; set it to null, and editing.strength instead")
 
     def chain(self, steps: int, strength: float = 1.0, size: tuple[int, ...] | None = None) -> Chain:
         """The last int(strength·steps) timesteps; with the reference's schedule, 20 and 0.6: 551, 501, …, 51, 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayvideo.sections.base import Positive, Section
 
@@ -18,7 +18,14 @@ class Editing(Section):
         le=1,
         description="Noise level tau: share of the chain that is run. Objectives other than reward run all of it.",
     )
-    steps: Positive = Field(20, description="DDIM steps D of a whole chain.")
+    start_sigma: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Flow models only, in place of strength: the chain starts at its first step whose noise sigma is "
+        "this or less. The paper's strength is 0.658 (docs/flow.md).",
+    )
+    steps: Positive = Field(20, description="Steps D of a whole chain: DDIM's, or Euler's of a flow.")
     grad_steps: Positive = Field(1, description="Last steps K that carry a gradient (objectives reward and draft).")
     grad_on: Literal["last", "random"] | tuple[int, ...] = Field(
         "last",
@@ -31,4 +38,18 @@ class Editing(Section):
         "through the steps themselves alone.",
     )
     guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
-    offset_noise: float = Field(0.1, ge=0, description="Strength of the noise shared by all pixels of a frame.")
+    offset_noise: float | None = Field(
+        None,
+        ge=0,
+        description="Strength of the noise shared by all pixels of a frame; null: 0.1 for diffusion, 0 for flows.",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Editing:
+        usual = Editing.model_fields["strength"].default
+        if self.start_sigma is not None and self.strength != usual:
+            raise ValueError(
+                f"editing.start_sigma {self.start_sigma} and editing.strength {self.strength} both say where the chain "
+                f"starts; set start_sigma to null, or leave strength at {usual}"
+            )
+        return self

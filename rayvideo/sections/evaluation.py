@@ -38,7 +38,7 @@ class Evaluation(Section):
     steps: tuple[Positive, ...] = Field(
         (20,),
         min_length=1,
-        description="DDIM steps D of a whole chain: a number, or several such as [20, 50].",
+        description="Steps D of a whole chain: a number, or several such as [20, 50].",
     )
     guidance: float = Field(3.0, ge=1, description="Classifier-free guidance scale.")
     batch_size: Positive = Field(8, description="Clips per forward pass.")

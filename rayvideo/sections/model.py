@@ -28,8 +28,17 @@ class Model(Section):
         description="Your own 'module:Class' that loads and runs the model (docs/models.md); default: by the pipeline "
         "that model_index.json names.",
     )
+    shift: float | None = Field(
+        None,
+        gt=0,
+        description="Flow models only: how much of the chain is spent at high noise (docs/flow.md); null: as the "
+        "model's scheduler says.",
+    )
+    negative_prompt: str = Field(
+        "", description="What guidance leads away from, in training and in evaluation; clips are prepared for it."
+    )
     lora: Lora = Lora()
     checkpointing: Literal["none", "step", "blocks", "both"] = Field(
         "blocks",
-        description="What is recomputed in the backward pass: whole DDIM steps, the denoiser's blocks, both, nothing.",
+        description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing.",
     )

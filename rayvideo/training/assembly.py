@@ -60,12 +60,13 @@ def assemble(
         device=device,
         parts=("denoiser", "vae"),
     )
+    model.schedule = model.schedule.shifted(recipe.model.shift)
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
     clock = Clock(device)
     reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
-    objective = objectives.build(recipe, model, table.unconditional(), clock, reward.shown)
+    objective = objectives.build(recipe, model, table.unconditional(recipe.model.negative_prompt), clock, reward.shown)
     engine = make_engine(adapted, objective)
     model.denoiser = engine.denoiser
     trainer = Trainer(recipe, objective, table, reward, engine, clock, rank=rank)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from rayvideo import editing
+from rayvideo.errors import RecipeError
 from rayvideo.models.base import VideoModel
 from rayvideo.models.decoding import frame_by_frame
 from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import sample_segments
-from rayvideo.schedules import Chain
+from rayvideo.schedules import Chain, Schedule
+from rayvideo.schedules.base import least_strength
 from rayvideo.sections import Section
 from rayvideo.seeding import generator_for
 from rayvideo.training.guards import check_finite
@@ -69,7 +71,7 @@ class Objective(ABC, Generic[OptionsT]):
     Args:
         options: What `options_of` says.
         model: With denoiser (or the engine around it) and VAE.
-        unconditional: Embedding [1, L, C] of the empty prompt.
+        unconditional: Embedding [1, L, C] of the prompt that guidance leads away from.
         clock: Gets the phases "rollout", "decode" and "backward".
         shown: The frames [B, U] to decode for judges of which some see the frames drawn [B, S]; see `ClipReward.shown`.
     """
@@ -102,12 +104,34 @@ class Objective(ABC, Generic[OptionsT]):
         self._unconditional = unconditional
         self._clock = clock
         self._shown = shown
-        self._chain = model.schedule.chain(recipe.editing.steps, self.strength(recipe))
+        self._chain = self.chain(recipe, model.schedule)
 
     @classmethod
     def strength(cls, recipe: Recipe) -> float:
-        """Share of the chain that is run."""
+        """Share of the chain that is run, unless `start_sigma` says where it starts."""
         return 1.0
+
+    @classmethod
+    def start_sigma(cls, recipe: Recipe) -> float | None:
+        """The most noise σ that a step may start from; None: `strength` decides."""
+        return None
+
+    @classmethod
+    def chain(cls, recipe: Recipe, schedule: Schedule) -> Chain:
+        """The steps that are run.
+
+        Raises:
+            RecipeError: `start_sigma` leaves too few, or is nothing that this schedule knows.
+        """
+        steps, sigma = recipe.editing.steps, cls.start_sigma(recipe)
+        if sigma is None:
+            return schedule.chain(steps, cls.strength(recipe))
+        try:
+            run = schedule.steps_from(steps, sigma)
+            cls.check_steps(recipe, run)
+        except ValueError as error:
+            raise RecipeError(f"editing.start_sigma {sigma}: {error}") from None
+        return schedule.chain(steps).last(run)
 
     @classmethod
     def check(cls, recipe: Recipe, options: OptionsT) -> None:
@@ -116,13 +140,27 @@ class Objective(ABC, Generic[OptionsT]):
         Raises:
             ValueError: naming the key, what it is, and what is allowed.
         """
-        chosen = recipe.editing
-        run = int(cls.strength(recipe) * chosen.steps)
-        if run < chosen.grad_steps:
+        if cls.start_sigma(recipe) is not None:
+            return  # how many steps that leaves is the schedule's to say: see `chain`
+        chosen, strength = recipe.editing, cls.strength(recipe)
+        run, needed = int(strength * chosen.steps), chosen.grad_steps
+        if run < needed:
+            raised = f"strength to {least_strength(chosen.steps, needed):g}" if needed <= chosen.steps else "steps"
             raise ValueError(
-                f"editing.strength {cls.strength(recipe)} x editing.steps {chosen.steps} runs {run} steps, fewer than "
-                f"editing.grad_steps {chosen.grad_steps}; raise strength or steps, or lower grad_steps"
+                f"editing.strength {strength} x editing.steps {chosen.steps} runs {run} steps, fewer than "
+                f"editing.grad_steps {needed}; raise {raised}, or lower grad_steps"
             )
+        cls.check_steps(recipe, run)
+
+    @classmethod
+    def check_steps(cls, recipe: Recipe, run: int) -> None:
+        """Refuse gradient steps that a chain of `run` steps does not have.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if run < recipe.editing.grad_steps:
+            raise ValueError(f"the chain has {run} steps, fewer than editing.grad_steps {recipe.editing.grad_steps}")
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:

@@ -31,10 +31,10 @@ class Pathwise(Objective[OptionsT]):
     needs_gradient = True
 
     @classmethod
-    def check(cls, recipe: Recipe, options: OptionsT) -> None:
-        """Also refuse gradient steps that the chain does not have."""
-        super().check(recipe, options)
-        chosen, run = recipe.editing, int(cls.strength(recipe) * recipe.editing.steps)
+    def check_steps(cls, recipe: Recipe, run: int) -> None:
+        """Also refuse those that `editing.grad_on` names."""
+        super().check_steps(recipe, run)
+        chosen = recipe.editing
         try:
             editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
         except ValueError as error:

@@ -86,6 +86,7 @@ def _check_model(recipe: Recipe) -> None:
         model.latent_shape(data.frames, data.height, data.width)
     except ModelError as error:
         raise RecipeError(f"data.height, data.width: {error}") from error
+    objectives.resolve(recipe.training.objective).chain(recipe, model.schedule.shifted(recipe.model.shift))
     adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if data.manifest is not None or shown(recipe):

@@ -83,6 +83,19 @@ def test_a_guidance_of_1_is_the_captions_prediction_alone_at_half_the_cost(model
     torch.testing.assert_close(alone, nearly, atol=1e-3, rtol=0)
 
 
+def test_guidance_leads_away_from_the_negative_prompt(model: VideoModel, clips: Tensor, tiny_pipeline: Path) -> None:
+    away = generate_clips(model, CAPTIONS[:2], SEEDS[:2], negative_prompt="dull", **SIZE)
+    assert not torch.allclose(away, clips[:2], atol=1e-3)
+    pipeline = TextToVideoSDPipeline.from_pretrained(tiny_pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = editing.normal((1, *model.latent_shape(4, 64, 64)), generator_for(SEEDS[1], "generate", CAPTIONS[1]))
+    made = pipeline(
+        CAPTIONS[1], num_frames=4, height=64, width=64, num_inference_steps=3, guidance_scale=3.0, latents=noise,
+        output_type="pt", negative_prompt="dull",
+    ).frames  # fmt: skip
+    torch.testing.assert_close(made[0], away[1], atol=1e-4, rtol=0)
+
+
 def test_every_caption_needs_a_seed(model: VideoModel) -> None:
     with pytest.raises(ValueError, match="5 captions, 2 seeds"):
         generate_clips(model, CAPTIONS, [0, 1], **SIZE)

@@ -15,7 +15,7 @@ import torch
 
 from rayvideo.data.video import read_clip
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.clipfolder import Index, Row, clip_file
+from rayvideo.evaluation.clipfolder import Index, Row, clip_file, settings
 from rayvideo.evaluation.produce import Order, order, produce
 from rayvideo.evaluation.writers import ClipWriter
 from rayvideo.models import load_model
@@ -188,3 +188,13 @@ def test_what_is_there_is_not_made_again(recipe: Recipe, tmp_path: Path) -> None
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     lines = [json.loads(line) for line in (tmp_path / "index.jsonl").read_text().splitlines()]
     assert [line["status"] for line in lines] == ["done", "rejected"]
+
+
+def test_another_negative_prompt_is_another_clip(recipe, tmp_path):
+    """And an empty one leaves names as they were before there could be one."""
+    away = recipe.model_copy(update={"model": recipe.model.model_copy(update={"negative_prompt": "dull"})})
+    assert not {"negative_prompt", "shift"} & settings(recipe, None, merge=False).keys()
+    both = [order(one, listed(tmp_path, "red cat"), None) for one in (recipe, away)]
+    (plain,), (changed,) = (write(one, tmp_path) for one in both)
+    assert plain.file != changed.file
+    assert not np.array_equal(pixels(tmp_path, plain), pixels(tmp_path, changed))

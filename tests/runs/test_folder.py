@@ -158,3 +158,14 @@ def test_a_garbled_summary_is_written_anew(tmp_path, caplog):
     runs.write_summary(str(tmp_path), {"finished": True})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"finished": True}
     assert "summary.json can't be read, and is written anew" in caplog.text
+
+
+def test_what_the_recipe_leaves_open_is_as_the_run_was_begun(tmp_path):
+    begin(recipe_in(tmp_path, editing={"offset_noise": 0.1}, training={"precision": "bf16"}))
+    now = recipe_in(tmp_path)
+    assert (now.editing.offset_noise, now.training.precision) == (None, "auto")
+    assert runs.begun(now) == "abc"
+    resumed = runs.as_begun(now)
+    assert (resumed.editing.offset_noise, resumed.training.precision) == (0.1, "bf16")
+    with pytest.raises(RecipeError, match=r"editing\.offset_noise: run 'first' was begun with 0\.1"):
+        runs.begun(recipe_in(tmp_path, editing={"offset_noise": 0.2}))

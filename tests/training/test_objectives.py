@@ -275,3 +275,13 @@ def test_samples_of_a_caption_come_in_a_row_and_are_compared_among_themselves(ti
 def test_workers_scores_are_gathered_by_rank():
     values = torch.arange(3.0)
     assert torch.equal(gather_over_workers(values), values)
+
+
+def test_guidance_leads_away_from_the_recipes_negative_prompt(tiny_pipeline, table):
+    recipe = recipe_for(tiny_pipeline)
+    model = recipe.model.model_copy(update={"negative_prompt": CAPTIONS[1]})
+    for one, prompt in ((recipe, ""), (recipe.model_copy(update={"model": model}), CAPTIONS[1])):
+        run = Run(one, table)
+        assert torch.equal(run.objective._unconditional, table.unconditional(prompt))
+        run.engine.close()
+    assert not torch.equal(table.unconditional(), table.unconditional(CAPTIONS[1]))

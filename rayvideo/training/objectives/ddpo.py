@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 class DdpoOptions(Section):
     """Objective ddpo: policy gradient on the chain from pure noise, with clipped importance ratios (DDPO-IS)."""
 
-    eta: float = Field(1.0, gt=0, le=1, description="Randomness of the DDIM steps that samples are drawn with.")
+    eta: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Randomness of the steps that samples are drawn with: of DDIM, or of a flow (docs/flow.md).",
+    )
     learned_steps: Positive | None = Field(
         None,
         description="Steps of the chain that are learned, those of most noise first; null: all. Steps of little noise "

@@ -22,12 +22,19 @@ class InstructVideo(Pathwise[Section]):
         """τ."""
         return recipe.editing.strength
 
+    @classmethod
+    def start_sigma(cls, recipe: Recipe) -> float | None:
+        """The same in σ."""
+        return recipe.editing.start_sigma
+
     def make(self, clips: Batch, step: int, first: int) -> Made:
         """Edit the clips (Eq. 3-5)."""
         generators = self._generators("edit", clips, step, first)
         with self._clock("rollout"):
             latents = self._encoded(clips, generators)
-            noise = editing.offset_noise(latents, self._recipe.editing.offset_noise, generators)
+            chosen = self._recipe.editing.offset_noise
+            shared = self._model.schedule.offset_noise if chosen is None else chosen
+            noise = editing.offset_noise(latents, shared, generators)
             noisy = self._model.schedule.corrupt(latents, noise, self._chain.levels[0])
             edited = self._denoise(clips, noisy, self._chain, self._steps_with_gradient(step))
         return self._show(edited, clips, self._draw_frames(generators), step)
