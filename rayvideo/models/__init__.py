@@ -14,7 +14,10 @@ from rayvideo.own_modules import resolve_name
 
 __all__ = ["PARTS", "ModelError", "Normaliser", "Part", "Posterior", "VideoModel", "load_model", "resolve_family"]
 
-FAMILIES = {"TextToVideoSDPipeline": "rayvideo.models.modelscope:ModelScope"}
+FAMILIES = {
+    "TextToVideoSDPipeline": "rayvideo.models.modelscope:ModelScope",
+    "WanPipeline": "rayvideo.models.wan:Wan",
+}
 """Pipeline class in model_index.json -> our class for it, imported only where it is used."""
 
 
