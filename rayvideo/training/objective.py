@@ -173,7 +173,7 @@ class Objective(ABC, Generic[OptionsT]):
             latents.register_hook(lambda gradient: check_finite("the latents' gradient", gradient, step, clips))
         shown = self._shown(drawn)
         with self._clock("decode"):
-            pixels = self._model.decode_frames(latents, shown)
+            pixels = self._model.decode_frames(latents, shown, context=self._recipe.model.vae_context)
             check_finite("the decoded frames", pixels, step, clips)
             saturation = ((pixels < 0) | (pixels > 1)).float().mean().item()
         return Made(clips, drawn, shown, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)

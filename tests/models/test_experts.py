@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rayvideo import sections
 from rayvideo.errors import UserError
 from rayvideo.models import ModelError, export
-from rayvideo.models.experts import EXPERTS, Experts, split_by_expert
+from rayvideo.models.experts import EXPERTS, Experts, split_by_expert, trained_expert
 from rayvideo.models.lora import (
     adapter_disabled,
     add_lora,
@@ -167,3 +167,42 @@ def test_an_expert_that_learned_nothing_is_told_of(tmp_path: Path, caplog: pytes
 def test_tensors_of_a_single_denoiser_stay_together() -> None:
     tensors = {"high.to_q.lora_A.weight": torch.ones(1), "conv_in.lora_A.weight": torch.ones(1)}
     assert split_by_expert(tensors) == {None: tensors}
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_an_adapter_within_one_expert_leaves_the_other_as_it_is(expert: str, tmp_path: Path) -> None:
+    plain = experts()
+    options = sections.Lora(targets=("to_q", "to_out.0"))
+    adapted = add_lora(experts(), options, seed=0, within=expert)
+    assert {name.partition(".")[0] for name in pairs(adapted)} == {expert}
+    assert len(pairs(adapted)) * 2 == len(pairs(add_lora(experts(), options, seed=0)))
+    for weight in lora_parameters(adapted).values():
+        nn.init.normal_(weight, std=0.1)
+    save_adapter(adapted, tmp_path / "adapter")
+    again = load_adapter(experts(), tmp_path / "adapter")
+    with torch.no_grad():
+        for name, timestep in zip(EXPERTS, (HIGH, LOW), strict=True):
+            assert torch.equal(predict(again, timestep), predict(adapted, timestep))
+            assert torch.equal(predict(again, timestep), predict(plain, timestep)) == (name != expert)
+    written = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors")
+    assert [Path(file).name for file in written] == [f"lora-{expert}.safetensors"]
+
+
+def test_a_target_that_only_the_other_expert_has_is_refused() -> None:
+    network = experts()
+    network.high.add_module("extra", nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="no layer of the denoiser is called 'extra'"):
+        add_lora(network, sections.Lora(targets=("extra",)), seed=0, within="low")
+
+
+def test_the_recipe_says_which_expert_is_trained() -> None:
+    found = [trained_expert(experts(), option) for option in (None, "low", "high", "both")]
+    assert found == ["low", "low", "high", None]
+    assert trained_expert(build_unet(), None) is None
+    with pytest.raises(ModelError, match="^model.train 'low': this model has one denoiser; allowed is null$"):
+        trained_expert(build_unet(), "low")
+
+
+def test_the_experts_that_a_chain_asks() -> None:
+    asked = [experts().visited(torch.tensor(times)) for times in ([999.0, 875.0], [874.9, 1.0], [900.0, 3.0])]
+    assert asked == [{"high"}, {"low"}, {"high", "low"}]
