@@ -26,6 +26,8 @@ BLOCKS = ("resnets", "temp_convs", "attentions", "temp_attentions")
 class ModelScope(VideoModel):
     """ModelScopeT2V, Zeroscope and every model in the same format."""
 
+    denoisers = ("UNet3DConditionModel",)
+
     def __init__(
         self,
         scheduler: DDIMScheduler,

@@ -23,6 +23,7 @@ from rayvideo.models.files import load_part, load_shapes, load_weights
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.models.wan.decoder import WindowedDecoder, spatial_factor, stride
+from rayvideo.models.wan.names import original_name
 from rayvideo.schedules.flow import Flow
 
 TEXT_LENGTH = 512
@@ -32,6 +33,9 @@ number of zero rows is another input."""
 
 class Wan(VideoModel):
     """Wan 2.1 and 2.2, text to video; of Wan 2.2 T2V-A14B both experts."""
+
+    component = "transformer"
+    denoisers = ("WanTransformer3DModel",)
 
     def __init__(
         self,
@@ -186,6 +190,11 @@ class Wan(VideoModel):
             )
         if self._decoder is not None:
             self._decoder.checkpoint()
+
+    @classmethod
+    def original_name(cls, layer: str) -> str:
+        """Such as `blocks.0.self_attn.q` for `blocks.0.attn1.to_q`."""
+        return original_name(layer)
 
     def to(self, device: torch.device | str) -> Self:
         """Move every loaded part; number formats stay as they are."""
