@@ -18,6 +18,7 @@ from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.models.wan import Wan
 from rayvideo.models.wan.names import original_name
 from tests import tiny_wan
+from tests.documents import block_of
 from tests.models.wan.conftest import Folder
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -104,8 +105,8 @@ def test_each_experts_file_goes_to_its_transformer(wan: Folder, tmp_path: Path, 
     assert family is Wan
     high, low = write(tmp_path / "adapter", tmp_path / "lora.safetensors", family)
     theirs = pipeline(path)
-    theirs.load_lora_weights(high, adapter_name="high")
-    theirs.load_lora_weights(low, adapter_name="low", load_into_transformer_2=True)
+    code = block_of("docs/checkpoints.md", "python", "load_into_transformer_2")
+    exec(code.replace("lora-high.safetensors", high).replace("lora-low.safetensors", low), {"pipe": theirs})
     for expert, file, time in ((theirs.transformer, high, HIGH), (theirs.transformer_2, low, LOW)):
         assert 2 * bound(expert) == len(load_file(file))
         torch.testing.assert_close(output(expert, time), output(tuned, time), atol=1e-5, rtol=1e-5)
