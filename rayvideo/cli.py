@@ -54,14 +54,24 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="an adapter or a tuned model -> another program's format")
     formats = export.add_subparsers(required=True, metavar="FORMAT")
-    for name, text in {"diffusers": "LoRA for diffusers", "kohya": "LoRA with the key names of kohya, ComfyUI"}.items():
+    for name, text in {
+        "diffusers": "LoRA for diffusers",
+        "comfyui": "LoRA for ComfyUI, with the names of the model's own code (Wan)",
+        "kohya": "LoRA with the key names of kohya, ComfyUI (UNets)",
+    }.items():
         lora = formats.add_parser(name, help=text)
         lora.add_argument(
             "--adapter", required=True, type=argument, metavar="DIR", help="PEFT folder, such as runs/first/adapter"
         )
         lora.add_argument("--out", required=True, type=argument, metavar="FILE", help="new .safetensors file")
+        lora.add_argument(
+            "--model",
+            type=argument,
+            metavar="DIR|ID",
+            help="pipeline that it was trained on, to check that it fits; needed for one with two denoisers",
+        )
         lora.set_defaults(run=export_lora, names=name)
-    for name, text in {"merged": "diffusers UNet with the adapter in it", "vgen": "checkpoint for VGen"}.items():
+    for name, text in {"merged": "diffusers denoiser with the adapter in it", "vgen": "checkpoint for VGen"}.items():
         whole = formats.add_parser(name, help=text)
         whole.add_argument(
             "--model", required=True, type=argument, metavar="DIR|ID", help="pipeline that the adapter was trained on"
@@ -105,10 +115,16 @@ def convert_vgen(args: argparse.Namespace) -> None:
 
 
 def export_lora(args: argparse.Namespace) -> None:
-    """`rayvideo export diffusers` and `rayvideo export kohya`"""
+    """`rayvideo export diffusers`, `rayvideo export comfyui` and `rayvideo export kohya`"""
     from rayvideo.models import export
 
-    written = (export.export_kohya if args.names == "kohya" else export.export_diffusers)(args.adapter, args.out)
+    write = {
+        "diffusers": export.export_diffusers,
+        "comfyui": export.export_comfyui,
+        "kohya": export.export_kohya,
+    }[args.names]
+    family = export.family_for(args.model, args.adapter) if args.model else None
+    written = write(args.adapter, args.out, family)
     print(*written, sep="\n")
 
 

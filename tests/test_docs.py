@@ -38,6 +38,7 @@ from rayvideo.runs.folder import figures
 from rayvideo.sections import Lora
 from rayvideo.serving.clip_reward import ClipReward
 from rayvideo.serving.local import LocalPool
+from tests import tiny_wan
 from tests.documents import ROOT, Block, Command, block_of, blocks, commands
 
 COMMANDS = commands()
@@ -68,12 +69,13 @@ PYTHON = [
     ("docs/rewards.md", "python", "(ClipJudge)"),
     ("docs/checkpoints.md", "python", "LoraUNet"),
     ("docs/models.md", "python", "(ModelScope)"),
+    ("docs/checkpoints.md", "python", "load_into_transformer_2"),
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
     ("docs/objectives.md", "python", "EarlyLook"),
     ("docs/checkpointing.md", "python", "Verdict"),
 ]
-"""Blocks that tests run; those of the last three are tests/models/test_shapes.py, tests/training/objectives/test_own.py
-and tests/training/test_stop_rule.py."""
+"""Blocks that tests run; those of the last four are tests/models/wan/test_export.py, tests/models/test_shapes.py,
+tests/training/objectives/test_own.py and tests/training/test_stop_rule.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", "diff", ""}
 
 
@@ -92,6 +94,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Path, adapter:
     for name in ("new.txt", "non.txt"):
         (folder / name).write_text("red cat\n")
     shutil.copytree(adapter, folder / "runs/first/adapter")
+    wan = add_lora(tiny_wan.build_transformer(), Lora(), seed=0)
+    for weight in lora_parameters(wan).values():
+        torch.nn.init.ones_(weight)
+    save_adapter(wan, folder / "runs/wan/adapter")
     (folder / "runs/first/summary.json").symlink_to(ROOT / "docs/menagerie-summary.json")
     (folder / "models").mkdir()
     (folder / "models/vgen-release").symlink_to(tiny_pipeline)
@@ -198,7 +204,7 @@ def at_desk(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_adapter_is_exported_and_loaded_again(at_desk: Path) -> None:
     """docs/checkpoints.md from one page's end to the other."""
     lines = [command for command in COMMANDS if command.words[:2] == ["rayvideo", "export"] and not command.named]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for command in lines:
         cli.main(command.words[1:])
     names: dict[str, Any] = vars(diffusers) | {"PeftAdapterMixin": PeftAdapterMixin}

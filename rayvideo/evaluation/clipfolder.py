@@ -23,6 +23,8 @@ from rayvideo.recipe import Recipe
 from rayvideo.storage import is_file, join, locate, read_bytes, write_lines
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+GENERATING_PARTS = ("unet", "transformer", "transformer_2", "vae", "text_encoder", "tokenizer", "scheduler")
+"""Folders of a pipeline that its clips depend on; none has all of them."""
 PATIENCE = 20  # the index is written at most 1/20 of the time
 
 
@@ -49,7 +51,7 @@ def settings(recipe: Recipe, adapter: str | None, *, merge: bool) -> dict[str, A
     data, model = recipe.data, recipe.model
     changed = {"shift": model.shift, "negative_prompt": model.negative_prompt or None}
     return {
-        "model": model_digest(model, ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+        "model": model_digest(model, GENERATING_PARTS),
         "adapter": [digest(read_bytes(join(adapter, name))) for name in ADAPTER_FILES] if adapter else None,
         "merged": merge,
         "precision": recipe.training.precision,

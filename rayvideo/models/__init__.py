@@ -17,6 +17,7 @@ __all__ = ["PARTS", "ModelError", "Normaliser", "Part", "Posterior", "VideoModel
 FAMILIES = {
     "TextToVideoSDPipeline": "rayvideo.models.modelscope:ModelScope",
     "CogVideoXPipeline": "rayvideo.models.cogvideox:CogVideoX",
+    "WanPipeline": "rayvideo.models.wan:Wan",
 }
 """Pipeline class in model_index.json -> our class for it, imported only where it is used."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class VideoModel(ABC):
     A class of your own is named `module:Class` in the recipe's `model.family` (docs/models.md). `load_model` calls its
     `load` and `to`; a method whose part was not loaded raises the `ModelError` of `_need`.
     """
+
+    component: ClassVar[str] = "unet"
+    """What diffusers' pipelines call the denoiser; names in a LoRA file for them start with it. A second one's is the
+    same with "_2"."""
+    denoisers: ClassVar[tuple[str, ...]] = ()
+    """Class names of its denoisers: an adapter's configuration has that of the one it was trained on."""
 
     schedule: Schedule
     """How this model noises and denoises."""
@@ -146,6 +152,15 @@ class VideoModel(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """Move every loaded part, and note the `device`."""
+
+    @classmethod
+    def original_name(cls, layer: str) -> str:
+        """What a layer of the denoiser is called in the family's own code, and so in ComfyUI.
+
+        Raises:
+            ModelError: it has no name there.
+        """
+        raise ModelError(f"{cls.__name__} has no names of ComfyUI's; export it with kohya's, which ComfyUI reads too")
 
     @staticmethod
     def _need(part: T | None, name: Part) -> T:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rayvideo.models.base import ModelError
+
 EXPERTS = ("high", "low")
 """Names of the two denoisers within `Experts`, hence first words of the names of all their layers."""
 
@@ -53,10 +55,29 @@ class Experts(nn.Module):
         places = torch.cat(list(shares.values())).argsort()  # where each clip of the batch stands among the shares
         return (torch.cat(predictions)[places],)
 
+    def visited(self, timesteps: Tensor) -> set[str]:
+        """Names of the experts that a chain over these timesteps asks."""
+        return {EXPERTS[0] if noisy else EXPERTS[1] for noisy in (timesteps >= self.boundary).tolist()}
+
     @staticmethod
     def _ask(expert: nn.Module, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> tuple[Tensor]:
         prediction: Tensor = expert(latents, timestep, prompt_embeds, return_dict=False)[0]
         return (prediction,)
+
+
+def trained_expert(denoiser: nn.Module, option: Literal["low", "high", "both"] | None) -> str | None:
+    """The expert that alone gets an adapter by the recipe's `model.train`; None: the whole denoiser does.
+
+    Every chain ends at little noise, with the low expert.
+
+    Raises:
+        ModelError: an expert is named, but the model has none.
+    """
+    if not isinstance(denoiser, Experts):
+        if option is not None:
+            raise ModelError(f"model.train {option!r}: this model has one denoiser; allowed is null")
+        return None
+    return {None: "low", "both": None}.get(option, option)
 
 
 def split_by_expert(tensors: Mapping[str, Tensor]) -> dict[str | None, dict[str, Tensor]]:

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
 from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from rayvideo.models import vgen_names
+from rayvideo.models import FAMILIES, VideoModel, load_model, resolve_family, vgen_names
 from rayvideo.models.base import ModelError
-from rayvideo.models.experts import split_by_expert
+from rayvideo.models.experts import Experts, split_by_expert
 from rayvideo.models.files import load_weights
 from rayvideo.models.lora import PREFIX, WEIGHTS, is_untrained, load_adapter, means, refuse_untrained
 from rayvideo.models.vgen import lora_layout
@@ -26,6 +27,9 @@ from rayvideo.weights import require_fit
 
 logger = logging.getLogger(__name__)
 
+UNET = "unet"
+"""Folder of ModelScope's denoiser."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -33,6 +37,8 @@ class Adapter:
 
     rank: int
     alpha: float
+    denoiser: str | None
+    """Class of the denoiser that it was trained on, if its configuration says so."""
     matrices: dict[str, Tensor]
     """`<layer>.lora_A.weight` [rank, in] and `<layer>.lora_B.weight` [out, rank]."""
 
@@ -70,7 +76,8 @@ def read_adapter(folder: str | Path) -> Adapter:
             f"biases or patterns" + (f"; it holds {odd[0]}" if odd else "")
         )
     _refuse_incomplete(folder, config, tensors)
-    return Adapter(config.r, config.lora_alpha, {name.removeprefix(PREFIX): t for name, t in tensors.items()})
+    denoiser = (config.auto_mapping or {}).get("base_model_class")
+    return Adapter(config.r, config.lora_alpha, denoiser, {name.removeprefix(PREFIX): t for name, t in tensors.items()})
 
 
 def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
@@ -96,34 +103,70 @@ def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tens
             raise ModelError(f"{folder}: no matrices for {target!r}, which adapter_config.json has in target_modules")
 
 
-def export_diffusers(adapter: str | Path, out: str | Path) -> list[str]:
+def family_for(model: str | Path, adapter: str | Path) -> type[VideoModel]:
+    """The family of a pipeline folder or hub id that the adapter in a folder is for; no weights of the model are read.
+
+    Raises:
+        ModelError: the adapter does not fit the model: one of its tensors would bind to nothing.
+    """
+    shapes = load_model(model, device="meta", parts=("denoiser",))
+    load_adapter(shapes.denoiser, adapter)
+    return type(shapes)
+
+
+def export_diffusers(adapter: str | Path, out: str | Path, family: type[VideoModel] | None = None) -> list[str]:
     """Write the adapter as one .safetensors file as diffusers' `pipe.load_lora_weights` reads it.
 
     Of a model with two denoisers (`rayvideo.models.experts`) each gets a file: `lora.safetensors` becomes
     `lora-high.safetensors` and `lora-low.safetensors`.
 
-    Returns:
-        The files that were written.
-    """
-    return _export(adapter, out, _diffusers_names)
-
-
-def export_kohya(adapter: str | Path, out: str | Path) -> list[str]:
-    """Write the adapter as one .safetensors file with the key names of kohya's scripts and ComfyUI.
-
-    Of a model with two denoisers each gets a file, as `export_diffusers` says.
+    Args:
+        family: Of the model that it was trained on, see `family_for`; None: the one whose denoiser its configuration
+            names.
 
     Returns:
         The files that were written.
     """
-    return _export(adapter, out, _kohya_names)
+
+    def names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
+        return {f"{family.component}.{name}": weight for name, weight in lora.scaled().items()}
+
+    return _export(adapter, out, names, family)
 
 
-def _diffusers_names(lora: Adapter) -> dict[str, Tensor]:
-    return {f"unet.{name}": weight for name, weight in lora.scaled().items()}
+def export_comfyui(adapter: str | Path, out: str | Path, family: type[VideoModel] | None = None) -> list[str]:
+    """Write the adapter as one .safetensors file with the layers' names of the family's own code, as ComfyUI has them.
+
+    Of a model with two denoisers each gets a file, and None means the same, as `export_diffusers` says.
+
+    Returns:
+        The files that were written.
+    """
+
+    def names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
+        split = {name: name.rsplit(".", 2) for name in lora.matrices}
+        return {
+            f"diffusion_model.{family.original_name(split[name][0])}.{split[name][1]}.weight": weight
+            for name, weight in lora.scaled().items()
+        }
+
+    return _export(adapter, out, names, family)
 
 
-def _kohya_names(lora: Adapter) -> dict[str, Tensor]:
+def export_kohya(adapter: str | Path, out: str | Path, family: type[VideoModel] | None = None) -> list[str]:
+    """Write the adapter as one .safetensors file with the key names of kohya's scripts, for denoisers that are UNets.
+
+    Of a model with two denoisers each gets a file, and None means the same, as `export_diffusers` says.
+
+    Returns:
+        The files that were written.
+    """
+    return _export(adapter, out, _kohya_names, family)
+
+
+def _kohya_names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
+    if family.component != "unet":
+        raise ModelError(f"kohya's names are for UNets, {family.__name__} has none: export comfyui in place of kohya")
     tensors = {}
     for name, weight in lora.matrices.items():
         layer, matrix, _ = name.rsplit(".", 2)
@@ -133,16 +176,22 @@ def _kohya_names(lora: Adapter) -> dict[str, Tensor]:
     return tensors
 
 
-def _export(adapter: str | Path, out: str | Path, renamed: Callable[[Adapter], dict[str, Tensor]]) -> list[str]:
+def _export(
+    adapter: str | Path,
+    out: str | Path,
+    renamed: Callable[[Adapter, type[VideoModel]], dict[str, Tensor]],
+    family: type[VideoModel] | None,
+) -> list[str]:
     """Write a file for each denoiser that the adapter is over, all of them or none."""
     lora = read_adapter(adapter)
     refuse_untrained(adapter, lora.matrices)
     if Path(out).suffix != ".safetensors":
         raise ModelError(f"{out}: LoRA is written to one file; its name must end in .safetensors")
+    family = family or _family_by_denoiser(adapter, lora)
     files: dict[str, dict[str, Tensor]] = {}
     for expert, matrices in split_by_expert(lora.matrices).items():
         file = str(out) if expert is None else str(Path(out).with_stem(f"{Path(out).stem}-{expert}"))
-        files[file] = renamed(replace(lora, matrices=matrices))
+        files[file] = renamed(replace(lora, matrices=matrices), family)
         if is_untrained(matrices):  # one of two, since the adapter as a whole changes something
             logger.warning("%s: its pairs for the expert %r are untrained: %s changes nothing", adapter, expert, file)
     with ExitStack() as stack:
@@ -152,11 +201,36 @@ def _export(adapter: str | Path, out: str | Path, renamed: Callable[[Adapter], d
     return list(files)
 
 
+def _family_by_denoiser(adapter: str | Path, lora: Adapter) -> type[VideoModel]:
+    """The family that has the denoiser which the adapter's configuration names.
+
+    Other programs skip tensors whose names they don't know, and do not say so: a guess would be no help.
+    """
+    for family in map(resolve_family, FAMILIES.values()):
+        if lora.denoiser in family.denoisers:
+            return family
+    raise ModelError(
+        f"{adapter}: its configuration names a denoiser of class {lora.denoiser}, which does not say what model it is "
+        "for: name the model that it was trained on with --model"
+    )
+
+
 def export_merged(model: str | Path, adapter: str | Path, out: str | Path) -> None:
-    """Write the denoiser of a pipeline folder or hub id with the adapter merged in, as diffusers' UNet folder, fp32."""
-    unet = _merged(_read_unet(model), adapter)
+    """Write the denoiser of a pipeline folder or hub id with the adapter merged in, as diffusers' folder of it, fp32.
+
+    Of a model with two denoisers each gets a folder within `out`, named as in the pipeline's.
+    """
+    if Path(model, UNET).is_dir():  # what `convert vgen` makes of a UNet alone is no whole pipeline
+        merged, component = _merged(_read_unet(model), adapter), UNET
+    else:
+        loaded = load_model(model, parts=("denoiser",))
+        merged, component = _merged(loaded.denoiser, adapter), loaded.component
+    networks: dict[str, Any] = {"": merged}
+    if isinstance(merged, Experts):
+        networks = {component: merged.high, f"{component}_2": merged.low}
     with written_whole(out) as folder:
-        unet.save_pretrained(folder)
+        for name, network in networks.items():
+            network.save_pretrained(Path(folder, name))
 
 
 def export_vgen(model: str | Path, out: str | Path, *, adapter: str | Path | None = None, merge: bool = False) -> None:
@@ -187,10 +261,10 @@ def export_vgen(model: str | Path, out: str | Path, *, adapter: str | Path | Non
 
 
 def _read_unet(model: str | Path) -> UNet3DConditionModel:
-    return load_weights(UNet3DConditionModel, model, "unet")
+    return load_weights(UNet3DConditionModel, model, UNET)
 
 
-def _merged(unet: UNet3DConditionModel, adapter: str | Path) -> UNet3DConditionModel:
-    tuned = load_adapter(unet, adapter)
+def _merged(denoiser: nn.Module, adapter: str | Path) -> Any:
+    tuned = load_adapter(denoiser, adapter)
     refuse_untrained(adapter, get_peft_model_state_dict(tuned))
     return tuned.merge_and_unload(safe_merge=True)

@@ -35,12 +35,13 @@ def load_part(read: Callable[..., Any], path: str | Path, part: str, **options: 
     """Let `read`, such as a class's `from_pretrained`, load the subfolder `part` of the model.
 
     Raises:
-        ModelError: naming folder and part.
+        ModelError: naming folder and part, in one line.
     """
     try:
         return read(path, subfolder=part, **options)
     except Exception as error:  # a damaged configuration may make the libraries raise anything
-        raise ModelError(f"{path}: {part!r} can't be loaded: {error}") from error
+        said = " ".join(str(error).split())
+        raise ModelError(f"{path}: {part!r} can't be loaded: {said}") from error
 
 
 def load_weights(kind: Any, path: str | Path, part: str, **options: Any) -> Any:

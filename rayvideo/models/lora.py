@@ -39,17 +39,21 @@ PREFIX = "base_model.model."
 """What PEFT puts before the names of the denoiser's layers."""
 
 
-def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftModel:
+def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int, *, within: str | None = None) -> PeftModel:
     """Give the denoiser a fresh adapter: A normal with σ = 1/r, B = 0, so that its output does not change yet.
 
     Only the adapter is trainable. Its weights are fp32 whatever the denoiser's format: an update of lr 1e-5 is lost in
     the rounding of bf16. The seed gives the same weights on every device.
 
+    Args:
+        within: Name of the part of the denoiser whose layers alone get pairs, such as one of two experts.
+
     Raises:
         ModelError: if one of `options.targets` names no layer, or one that can't get a pair.
     """
+    inside = "" if within is None else f"{within}."
     for target in options.targets:
-        meant = [module for name, module in denoiser.named_modules() if means(target, name)]
+        meant = [module for name, module in denoiser.named_modules() if name.startswith(inside) and means(target, name)]
         if not meant:
             raise ModelError(
                 f"model.lora.targets: no layer of the denoiser is called {target!r}; its layers are {_layers(denoiser)}"
@@ -63,6 +67,7 @@ def add_lora(denoiser: nn.Module, options: sections.Lora, seed: int) -> PeftMode
         r=options.rank,
         lora_alpha=options.alpha,
         target_modules=list(options.targets),
+        exclude_modules=None if within is None else rf"(?!{re.escape(inside)}).*",
         init_lora_weights="gaussian",
     )
     denoiser.requires_grad_(False)

@@ -26,6 +26,8 @@ BLOCKS = ("resnets", "temp_convs", "attentions", "temp_attentions")
 class ModelScope(VideoModel):
     """ModelScopeT2V, Zeroscope and every model in the same format."""
 
+    denoisers = ("UNet3DConditionModel",)
+
     def __init__(
         self,
         scheduler: DDIMScheduler,
@@ -124,7 +126,9 @@ class ModelScope(VideoModel):
         config = self._need(self._vae, "vae").config
         factor = 2 ** (len(config.block_out_channels) - 1)
         if height % factor or width % factor:
-            raise ModelError(f"frames of {height}x{width} pixels: height and width must be multiples of {factor}")
+            raise ModelError(
+                f"data.height, data.width: frames of {height}x{width} pixels; both must be multiples of {factor}"
+            )
         return config.latent_channels, frames, height // factor, width // factor
 
     def enable_checkpointing(self) -> None:

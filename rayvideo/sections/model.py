@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ class Lora(Section):
 class Model(Section):
     """The text-to-video model that is tuned."""
 
-    path: FilePath = Field(description="Folder or hub id in diffusers' TextToVideoSDPipeline format.")
+    path: FilePath = Field(description="Folder or hub id in diffusers' format: TextToVideoSDPipeline, WanPipeline.")
     family: str | None = Field(
         None,
         description="Your own 'module:Class' that loads and runs the model (docs/models.md); default: by the pipeline "
@@ -38,7 +38,17 @@ class Model(Section):
         "", description="What guidance leads away from, in training and in evaluation; clips are prepared for it."
     )
     lora: Lora = Lora()
+    train: Literal["low", "high", "both"] | None = Field(
+        None,
+        description="Models with two denoisers only: which gets the adapter, the one for little noise, the one for "
+        "much, or both. null: the one that the chain visits last, low.",
+    )
     checkpointing: Literal["none", "step", "blocks", "both"] = Field(
         "blocks",
         description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing.",
+    )
+    vae_context: Annotated[int, Field(ge=0)] | None = Field(
+        1,
+        description="Causal VAEs only: how many latent frames before a judged frame's own get its gradient. Less needs "
+        "less memory; what is kept is exact. null: all.",
     )

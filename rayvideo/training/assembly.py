@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from rayvideo.data.table import LatentTable
 from rayvideo.models import VideoModel, load_model
+from rayvideo.models.experts import trained_expert
 from rayvideo.models.lora import add_lora
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
@@ -63,7 +64,12 @@ def assemble(
     model.schedule = model.schedule.shifted(recipe.model.shift)
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
-    adapted = add_lora(model.denoiser, recipe.model.lora, seed_for(recipe.seed, "lora"))
+    adapted = add_lora(
+        model.denoiser,
+        recipe.model.lora,
+        seed_for(recipe.seed, "lora"),
+        within=trained_expert(model.denoiser, recipe.model.train),
+    )
     clock = Clock(device)
     reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
     objective = objectives.build(recipe, model, table.unconditional(recipe.model.negative_prompt), clock, reward.shown)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -218,7 +219,7 @@ class Objective(ABC, Generic[OptionsT]):
         return Made(clips, drawn, shown, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)
 
     def _decode(self, latents: Tensor, shown: Tensor) -> Tensor:
-        decode = self._model.decode_frames
+        decode = partial(self._model.decode_frames, context=self._recipe.model.vae_context)
         return (
             frame_by_frame(decode, latents, shown)
             if self._recipe.reward.decode == "frame_by_frame"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
+
+import torch
 
 from rayvideo.data.manifest import read_captioned
 from rayvideo.data.prepared import open_prepared
@@ -10,13 +13,17 @@ from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.metrics import resolve_features
-from rayvideo.models import ModelError, load_model
+from rayvideo.models import ModelError, VideoModel, load_model
+from rayvideo.models.experts import Experts, trained_expert
 from rayvideo.models.lora import add_lora, pairs, parameter_count
+from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.runs import folder as runs
+from rayvideo.schedules import Chain
 from rayvideo.tracking import RunRef, find_run, open_experiment
 from rayvideo.training import objectives
+from rayvideo.training.objective import Objective
 from rayvideo.training.stop_rule import load_rule
 
 logger = logging.getLogger(__name__)
@@ -49,7 +56,7 @@ def check(recipe: Recipe) -> None:
     else:
         open_prepared(recipe)
     load_rule(recipe.training)
-    _check_model(recipe)
+    _check_model(recipe, objective)
 
 
 def _without_gradient() -> str:
@@ -78,16 +85,19 @@ def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunR
     return None
 
 
-def _check_model(recipe: Recipe) -> None:
+def _check_model(recipe: Recipe, objective: type[Objective[Any]]) -> None:
     """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
     data = recipe.data
-    model = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("denoiser", "vae"))
-    try:
-        model.latent_shape(data.frames, data.height, data.width)
-    except ModelError as error:
-        raise RecipeError(f"data.height, data.width: {error}") from error
-    objectives.resolve(recipe.training.objective).chain(recipe, model.schedule.shifted(recipe.model.shift))
-    adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed)
+    dtype = DTYPES.get(recipe.training.precision, torch.float32)  # auto is none that a model refuses
+    model = load_model(
+        recipe.model.path, family=recipe.model.family, dtype=dtype, device="meta", parts=("denoiser", "vae")
+    )
+    model.latent_shape(data.frames, data.height, data.width)
+    chain = objective.chain(recipe, model.schedule.shifted(recipe.model.shift))
+    expert = trained_expert(model.denoiser, recipe.model.train)
+    if expert is not None:
+        _check_visited(recipe, model, expert, chain)
+    adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed, within=expert)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if data.manifest is not None or shown(recipe):
         text = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
@@ -97,3 +107,14 @@ def _check_model(recipe: Recipe) -> None:
                 f"{recipe.model.path}: the text tower's embeddings are {width} wide, the denoiser takes "
                 f"{model.prompt_width}; are they parts of one model?"
             )
+
+
+def _check_visited(recipe: Recipe, model: VideoModel, expert: str, chain: Chain) -> None:
+    """Refuse to train an expert of two that the chain never asks."""
+    experts = model.denoiser
+    if isinstance(experts, Experts) and expert not in experts.visited(chain.timesteps):
+        raise RecipeError(
+            f"model.train {expert!r}: the chain starts at timestep {chain.timesteps[0].item():.0f}, below this model's "
+            f"boundary {experts.boundary:.0f}, and never asks that expert; allowed here: 'low', or more noise by a "
+            "higher editing.strength"
+        )

@@ -22,6 +22,7 @@ from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Lora
+from tests import tiny_wan
 
 ODD = ["../../up", "/etc/passwd", 'it\'s "red" $(rm -rf /)', "🐈🐈", "x" * 500, "CON", "a\\b:c*?", "..", "été"]
 SIZE = {"frames": 4, "height": 64, "width": 64}
@@ -102,6 +103,16 @@ def test_other_settings_give_other_files(recipe: Recipe, tiny_pipeline: Path, ad
         order(recipe, captions, str(adapter), merge=True).rows[0].file,
     }
     assert len(files) == 4  # batch size and workers are no settings of a clip
+
+
+def test_other_weights_of_a_transformer_give_other_files(tmp_path: Path) -> None:
+    pipeline = tiny_wan.save_pipeline(tmp_path / "model", "A14B")
+    names = set()
+    for part in (None, "transformer", "transformer_2"):
+        if part:
+            tiny_wan.build_transformer().save_pretrained(pipeline / part)
+        names.add(str(settings(made(pipeline), None, merge=False)["model"]))
+    assert len(names) == 3
 
 
 def test_refused_before_anything_starts(recipe: Recipe, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rayvideo import sections
 from rayvideo.errors import UserError
 from rayvideo.models import ModelError, export
-from rayvideo.models.experts import EXPERTS, Experts, split_by_expert
+from rayvideo.models.experts import EXPERTS, Experts, split_by_expert, trained_expert
 from rayvideo.models.lora import (
     adapter_disabled,
     add_lora,
@@ -23,6 +23,7 @@ from rayvideo.models.lora import (
     pairs,
     save_adapter,
 )
+from rayvideo.models.modelscope import ModelScope
 from tests.tiny import build_unet
 
 BOUNDARY = 875.0
@@ -102,7 +103,7 @@ def test_targets_with_full_names_adapt_one_expert_alone(words: tuple[str, ...], 
     with torch.no_grad():
         assert torch.equal(predict(again, LOW), predict(adapted, LOW))
         assert torch.equal(predict(again, HIGH), predict(experts(), HIGH))
-    written = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors")
+    written = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors", ModelScope)
     assert written == [str(tmp_path / "lora-low.safetensors")]
     assert {name.rsplit(".", 2)[0] for name in load_file(written[0])} == {
         target.replace("low.", "unet.", 1) for target in targets
@@ -129,7 +130,7 @@ def test_a_saved_adapter_comes_back_over_both(tmp_path: Path) -> None:
 def test_each_experts_adapter_is_exported_apart(tmp_path: Path) -> None:
     adapted = tuned("to_q", "to_out.0")
     save_adapter(adapted, tmp_path / "adapter")
-    files = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors")
+    files = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors", ModelScope)
     assert files == [str(tmp_path / f"lora-{expert}.safetensors") for expert in EXPERTS]
     assert not (tmp_path / "lora.safetensors").exists()
     for expert, file, timestep in zip(EXPERTS, files, (HIGH, LOW), strict=True):
@@ -140,7 +141,7 @@ def test_each_experts_adapter_is_exported_apart(tmp_path: Path) -> None:
                 lower = load_file(file)[name.replace("lora_B", "lora_A")]
                 alone.get_submodule(layer).weight += matrix @ lower
         torch.testing.assert_close(predict(alone, timestep), predict(adapted, timestep), atol=2e-5, rtol=1e-4)
-    kohya = export.export_kohya(tmp_path / "adapter", tmp_path / "kohya.safetensors")
+    kohya = export.export_kohya(tmp_path / "adapter", tmp_path / "kohya.safetensors", ModelScope)
     assert [Path(file).name for file in kohya] == ["kohya-high.safetensors", "kohya-low.safetensors"]
     assert not any("_high_" in name or "_low_" in name for file in kohya for name in load_file(file))
 
@@ -149,7 +150,7 @@ def test_if_one_file_is_there_already_neither_is_written(tmp_path: Path) -> None
     save_adapter(tuned("to_q"), tmp_path / "adapter")
     (tmp_path / "lora-low.safetensors").write_text("mine")
     with pytest.raises(UserError, match=r"lora-low\.safetensors exists already"):
-        export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors")
+        export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors", ModelScope)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "lora-low.safetensors"]
 
 
@@ -159,7 +160,7 @@ def test_an_expert_that_learned_nothing_is_told_of(tmp_path: Path, caplog: pytes
         if ".high." in name and "lora_B" in name:
             nn.init.zeros_(weight)
     save_adapter(adapted, tmp_path / "adapter")
-    export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors")
+    export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors", ModelScope)
     assert "expert 'high' are untrained" in caplog.text
     assert "'low'" not in caplog.text
 
@@ -167,3 +168,42 @@ def test_an_expert_that_learned_nothing_is_told_of(tmp_path: Path, caplog: pytes
 def test_tensors_of_a_single_denoiser_stay_together() -> None:
     tensors = {"high.to_q.lora_A.weight": torch.ones(1), "conv_in.lora_A.weight": torch.ones(1)}
     assert split_by_expert(tensors) == {None: tensors}
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_an_adapter_within_one_expert_leaves_the_other_as_it_is(expert: str, tmp_path: Path) -> None:
+    plain = experts()
+    options = sections.Lora(targets=("to_q", "to_out.0"))
+    adapted = add_lora(experts(), options, seed=0, within=expert)
+    assert {name.partition(".")[0] for name in pairs(adapted)} == {expert}
+    assert len(pairs(adapted)) * 2 == len(pairs(add_lora(experts(), options, seed=0)))
+    for weight in lora_parameters(adapted).values():
+        nn.init.normal_(weight, std=0.1)
+    save_adapter(adapted, tmp_path / "adapter")
+    again = load_adapter(experts(), tmp_path / "adapter")
+    with torch.no_grad():
+        for name, timestep in zip(EXPERTS, (HIGH, LOW), strict=True):
+            assert torch.equal(predict(again, timestep), predict(adapted, timestep))
+            assert torch.equal(predict(again, timestep), predict(plain, timestep)) == (name != expert)
+    written = export.export_diffusers(tmp_path / "adapter", tmp_path / "lora.safetensors", ModelScope)
+    assert [Path(file).name for file in written] == [f"lora-{expert}.safetensors"]
+
+
+def test_a_target_that_only_the_other_expert_has_is_refused() -> None:
+    network = experts()
+    network.high.add_module("extra", nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="no layer of the denoiser is called 'extra'"):
+        add_lora(network, sections.Lora(targets=("extra",)), seed=0, within="low")
+
+
+def test_the_recipe_says_which_expert_is_trained() -> None:
+    found = [trained_expert(experts(), option) for option in (None, "low", "high", "both")]
+    assert found == ["low", "low", "high", None]
+    assert trained_expert(build_unet(), None) is None
+    with pytest.raises(ModelError, match="^model.train 'low': this model has one denoiser; allowed is null$"):
+        trained_expert(build_unet(), "low")
+
+
+def test_the_experts_that_a_chain_asks() -> None:
+    asked = [experts().visited(torch.tensor(times)) for times in ([999.0, 875.0], [874.9, 1.0], [900.0, 3.0])]
+    assert asked == [{"high"}, {"low"}, {"high", "low"}]

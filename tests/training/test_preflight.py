@@ -139,7 +139,7 @@ def test_parts_of_different_models_are_refused(tiny_pipeline, tiny_judge, tmp_pa
     ("change", "kind", "message"),
     [
         ({"model__path": "nowhere/at/all"}, UserError, "nowhere/at/all: neither a folder with model_index.json"),
-        ({"data__height": 60}, RecipeError, "data.height, data.width: frames of 60x64 .* multiples of 8"),
+        ({"data__height": 60}, ModelError, "data.height, data.width: frames of 60x64 .* multiples of 8"),
         (
             {"model__lora": {"targets": ["to_q", "to_qq"]}},
             UserError,
