@@ -22,7 +22,7 @@ class Lora(Section):
 class Model(Section):
     """The text-to-video model that is tuned."""
 
-    path: FilePath = Field(description="Folder or hub id in diffusers' format: TextToVideoSDPipeline, WanPipeline.")
+    path: FilePath = Field(description="Folder or hub id in diffusers' format (docs/models.md).")
     family: str | None = Field(
         None,
         description="Your own 'module:Class' that loads and runs the model (docs/models.md); default: by the pipeline "
