@@ -8,12 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow.fs
+import torch
 from safetensors.torch import load_file
 
 from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.clipfolder import ADAPTER_FILES
 from rayvideo.models import ModelError, VideoModel, load_model
 from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
+from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.storage import is_file, is_uri, join, locate
 
@@ -30,7 +32,8 @@ def check_generator(recipe: Recipe, adapter: str | None) -> None:
     for name in ADAPTER_FILES if adapter else ():
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
-    model, data = load_model(recipe.model.path, family=recipe.model.family, device="meta"), recipe.data
+    data, dtype = recipe.data, DTYPES.get(recipe.training.precision, torch.float32)  # a model may refuse fp16
+    model = load_model(recipe.model.path, family=recipe.model.family, dtype=dtype, device="meta")
     model.latent_shape(data.frames, data.height, data.width)
     model.schedule.shifted(recipe.model.shift)
     if adapter is not None:

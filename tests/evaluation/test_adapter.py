@@ -17,6 +17,7 @@ from rayvideo.models import ModelError, load_model
 from rayvideo.models.lora import WEIGHTS, add_lora, save_adapter
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Lora
+from tests import tiny_wan
 
 
 @pytest.fixture
@@ -88,3 +89,13 @@ def test_the_adapters_config_counts_too(recipe: Recipe, adapter: Path, tmp_path:
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0}))
     with pytest.raises(ModelError, match="lora_alpha in adapter_config.json is 0 or not finite"):
         check_generator(recipe, str(folder))
+
+
+def test_a_number_format_that_the_model_refuses_is_refused_here_already(recipe: Recipe, tmp_path: Path) -> None:
+    path = str(tiny_wan.save_pipeline(tmp_path / "wan"))
+    tree = recipe.model_dump(mode="json")
+    tree["model"]["path"], tree["data"]["frames"], tree["training"]["precision"] = path, 17, "bf16"
+    check_generator(parse_recipe(tree), None)
+    tree["training"]["precision"] = "fp16"
+    with pytest.raises(ModelError, match=r"^training\.precision 'fp16'"):
+        check_generator(parse_recipe(tree), None)

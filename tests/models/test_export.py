@@ -215,3 +215,8 @@ def test_lora_goes_to_a_safetensors_file_that_is_not_there_yet(adapter, tmp_path
     (tmp_path / "lora.safetensors").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         export.export_kohya(adapter[0], tmp_path / "lora.safetensors")
+
+
+def test_comfyuis_own_names_are_not_for_this_family(adapter, tmp_path):
+    with pytest.raises(ModelError, match="ModelScope has no names of ComfyUI's; export it with kohya's"):
+        export.export_comfyui(adapter[0], tmp_path / "lora.safetensors")

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rayvideo import sections
+from rayvideo import cli, sections
 from rayvideo.models import ModelError, export, load_model
 from rayvideo.models.lora import add_lora, lora_parameters, save_adapter
 from rayvideo.models.wan import Wan
@@ -110,6 +110,20 @@ def test_each_experts_file_goes_to_its_transformer(wan: Folder, tmp_path: Path, 
     for expert, file, time in ((theirs.transformer, high, HIGH), (theirs.transformer_2, low, LOW)):
         assert 2 * bound(expert) == len(load_file(file))
         torch.testing.assert_close(output(expert, time), output(tuned, time), atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_checks_the_adapter_against_the_model_that_it_is_told(
+    wan: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune(wan("A14B"), tmp_path / "adapter")
+    words = ["export", "comfyui", "--adapter", str(tmp_path / "adapter"), "--out", str(tmp_path / "lora.safetensors")]
+    with pytest.raises(SystemExit, match="the adapter is of another model|can't be loaded"):
+        cli.main([*words, "--model", str(wan("2.1"))])
+    cli.main([*words, "--model", str(wan("A14B"))])
+    assert [Path(line).name for line in capsys.readouterr().out.split()] == [
+        "lora-high.safetensors",
+        "lora-low.safetensors",
+    ]
 
 
 def test_an_adapter_of_another_size_is_refused(wan: Folder, tmp_path: Path) -> None:
