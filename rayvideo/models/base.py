@@ -26,6 +26,12 @@ class ModelError(UserError, RuntimeError):
     """A model or an adapter can't be loaded, or a part of it that was not loaded is needed."""
 
 
+def nearest(value: int, step: int, first: int = 0) -> str:
+    """Of the numbers first, first + step, … those beside a value that is none of them, in words; else no words."""
+    below = value - (value - first) % step
+    return "" if below == value else " or ".join(str(number) for number in (below, below + step) if number > 0)
+
+
 class VideoModel(ABC):
     """A frozen text-to-video model in eval mode: denoiser, VAE and text tower behind one set of names.
 

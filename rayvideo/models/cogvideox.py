@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import T5EncoderModel, T5Tokenizer
 from typing_extensions import Self
 
-from rayvideo.models.base import ModelError, Part, VideoModel
-from rayvideo.models.files import load_part, load_shapes, load_weights
+from rayvideo.models.base import ModelError, Part, VideoModel, nearest
+from rayvideo.models.files import load_part, load_shapes, load_tokenizer, load_weights
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Diffusion
 
@@ -42,6 +42,9 @@ class Piece(NamedTuple):
 
 class CogVideoX(VideoModel):
     """CogVideoX-2B and -5B, text to video. CogVideoX 1.5 is refused: see `load`."""
+
+    component = "transformer"
+    denoisers = ("CogVideoXTransformer3DModel",)
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class CogVideoX(VideoModel):
             loaded["vae"] = network(AutoencoderKLCogVideoX, "vae", torch_dtype=torch.float32)
         if "text" in parts:
             loaded["text_encoder"] = network(T5EncoderModel, "text_encoder", dtype=torch.float32)
-            loaded["tokenizer"] = load_tokenizer(path)
+            loaded["tokenizer"] = load_tokenizer(T5Tokenizer, path)
         return cls(scheduler, config.get("patch_size", 2), **loaded)
 
     @torch.no_grad()
@@ -255,10 +258,8 @@ def _until(frame: int, pieces: Sequence[Piece]) -> Iterator[Piece]:
 
 def _refuse_other(key: str, value: int, step: int, first: int, allowed: str) -> None:
     """Raise `ModelError`, with the nearest numbers, unless `value` is `first` and some times `step`."""
-    below = value - (value - first) % step
-    if below != value:
-        nearest = " or ".join(str(number) for number in (below, below + step) if number > 0)
-        raise ModelError(f"{key} {value}: CogVideoX makes {allowed}; the nearest are {nearest}")
+    if near := nearest(value, step, first):
+        raise ModelError(f"{key} {value}: CogVideoX makes {allowed}; the nearest are {near}")
 
 
 def load_schedule(path: str | Path) -> CogVideoXDDIMScheduler:
@@ -279,20 +280,3 @@ def load_schedule(path: str | Path) -> CogVideoXDDIMScheduler:
             f"{path}: scheduler/scheduler_config.json has prediction_type {predicts!r}; allowed is 'v_prediction'"
         )
     return load_part(CogVideoXDDIMScheduler.from_pretrained, path, "scheduler", timestep_spacing="trailing")
-
-
-def load_tokenizer(path: str | Path) -> T5Tokenizer:
-    """T5's tokenizer of a pipeline folder or hub id.
-
-    Raises:
-        ModelError: it can't be read, or has no words: transformers makes an empty one, and does not say so, if its file
-            is missing.
-    """
-    try:
-        tokenizer = load_part(T5Tokenizer.from_pretrained, path, "tokenizer")
-    except ModelError as error:
-        # transformers asks for the wrong package, tiktoken, where this one is what it lacks.
-        raise ModelError(f"{error} To read spiece.model takes `pip install sentencepiece`") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # special tokens and a space
-        raise ModelError(f"{path}: 'tokenizer' holds no vocabulary; it needs tokenizer.json or spiece.model")
-    return tokenizer

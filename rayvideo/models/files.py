@@ -179,3 +179,21 @@ def _transformers_shapes(
 def _refuse_absent(path: str | Path, part: str, absent: list[Any]) -> None:
     if absent:
         raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")
+
+
+def load_tokenizer(kind: Any, path: str | Path) -> Any:
+    """The tokenizer, of a class of transformers', of a pipeline folder or hub id.
+
+    Raises:
+        ModelError: it can't be read, or has no words: transformers makes an empty one, and does not say so, if its file
+            is missing.
+    """
+    try:
+        tokenizer = load_part(kind.from_pretrained, path, "tokenizer")
+    except ModelError as error:
+        if "tiktoken" in str(error):  # transformers asks for the wrong package; this one is what it lacks
+            raise ModelError(f"{error} To read spiece.model takes `pip install sentencepiece`") from error
+        raise
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # special tokens and a space
+        raise ModelError(f"{path}: 'tokenizer' holds no vocabulary; it needs tokenizer.json or spiece.model")
+    return tokenizer

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, UMT5EncoderModel
 from typing_extensions import Self
 
-from rayvideo.models.base import ModelError, Part, VideoModel
+from rayvideo.models.base import ModelError, Part, VideoModel, nearest
 from rayvideo.models.experts import Experts
-from rayvideo.models.files import load_part, load_shapes, load_weights
+from rayvideo.models.files import load_part, load_shapes, load_tokenizer, load_weights
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.models.wan.decoder import WindowedDecoder, spatial_factor, stride
@@ -95,7 +95,7 @@ class Wan(VideoModel):
             loaded["vae"] = network(AutoencoderKLWan, "vae", torch_dtype=torch.float32)
         if "text" in parts:
             loaded["text_encoder"] = network(UMT5EncoderModel, "text_encoder", dtype=torch.float32)
-            loaded["tokenizer"] = load_tokenizer(path)
+            loaded["tokenizer"] = load_tokenizer(AutoTokenizer, path)
         patch = load_part(WanTransformer3DModel.load_config, path, "transformer")["patch_size"]
         return cls(scheduler, patch, **loaded)
 
@@ -171,10 +171,10 @@ class Wan(VideoModel):
         """
         vae = self._need(self._vae, "vae")
         every, factor = stride(vae), spatial_factor(vae)
-        if near := _nearest(frames, every, 1):
+        if near := nearest(frames, every, 1):
             raise ModelError(f"data.frames {frames}: this model makes {every}n+1 frames; the nearest are {near}")
         for key, size, patch in (("height", height, self._patch[1]), ("width", width, self._patch[2])):
-            if near := _nearest(size, factor * patch):
+            if near := nearest(size, factor * patch):
                 raise ModelError(
                     f"data.{key} {size}: this model makes multiples of {factor * patch}; the nearest are {near}"
                 )
@@ -213,12 +213,6 @@ class Wan(VideoModel):
         return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
 
 
-def _nearest(value: int, step: int, first: int = 0) -> str:
-    """Of the numbers first, first + step, … those beside a value that is none of them, in words; else no words."""
-    below = value - (value - first) % step
-    return "" if below == value else " or ".join(str(n) for n in (below, below + step) if n > 0)
-
-
 def load_scheduler(path: str | Path) -> Any:
     """The scheduler of a pipeline folder or hub id, of its own class; `Flow` says which ones it can follow.
 
@@ -231,18 +225,6 @@ def load_scheduler(path: str | Path) -> Any:
         raise ModelError(f"{path}: 'scheduler' is a {name}, which this diffusers {diffusers.__version__} does not have")
     loader: Any = kind
     return load_part(loader.from_pretrained, path, "scheduler")
-
-
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a pipeline folder or hub id.
-
-    Raises:
-        ModelError: it has no words. transformers makes an empty one, and does not say so, if its file is missing.
-    """
-    tokenizer = load_part(AutoTokenizer.from_pretrained, path, "tokenizer")
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:
-        raise ModelError(f"{path}: 'tokenizer' holds no vocabulary; it needs tokenizer.json or spiece.model")
-    return tokenizer
 
 
 def _boundary(path: str | Path) -> float | None:
