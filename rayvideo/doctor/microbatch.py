@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rayvideo.data.table import LatentTable
-from rayvideo.doctor import thresholds
+from rayvideo.doctor import context, thresholds
 from rayvideo.doctor.finding import Finding
 from rayvideo.models.lora import lora_parameters
 from rayvideo.recipe import Recipe
@@ -88,6 +88,7 @@ def examine(recipe: Recipe, table: LatentTable, pool: RewardPool, device: torch.
     micro_batches = f"{recipe.training.accumulation} micro-batch{'es' * (recipe.training.accumulation > 1)}"
     what = f"{micro_batches} of {recipe.training.batch_size} clips, {values['seconds/step']:.1f} s"
     yield memory(before, peak, device, what)
+    yield context.examine(recipe, table, built.model)
 
 
 def saturation(share: float, clamp: str) -> Finding:

@@ -50,5 +50,8 @@ SATURATED = 0.25
 """Share of decoded pixel values outside [0, 1]. The menagerie's clips have 0.02 at most; so far out, frames are shown
 otherwise than the model made them, and a hard clamp takes that share of the gradient."""
 
+KEPT = 0.8
+"""Share of a gradient's energy that `model.vae_context` keeps: its cosine with the whole gradient is the root, 0.9."""
+
 MEMORY = 0.9
 """Of the device's or machine's memory: a longer caption or a fragmented allocator needs some room."""
