@@ -33,9 +33,10 @@ def check_generator(recipe: Recipe, adapter: str | None) -> None:
         if not is_file(join(str(adapter), name)):
             raise EvaluationError(f"{adapter} holds no {name}; train an adapter or name its folder")
     data, dtype = recipe.data, DTYPES.get(recipe.training.precision, torch.float32)  # a model may refuse fp16
-    model = load_model(recipe.model.path, family=recipe.model.family, dtype=dtype, device="meta")
+    model = load_model(
+        recipe.model.path, family=recipe.model.family, shift=recipe.model.shift, dtype=dtype, device="meta"
+    )
     model.latent_shape(data.frames, data.height, data.width)
-    model.schedule.shifted(recipe.model.shift)
     if adapter is not None:
         check_adapter(model, adapter)
 

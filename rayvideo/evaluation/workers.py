@@ -172,9 +172,12 @@ def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
     """The recipe's model on the device of a generating actor, with the adapter of a folder or URI on its denoiser."""
     device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
     model = load_model(
-        recipe.model.path, family=recipe.model.family, dtype=DTYPES[recipe.training.precision], device=device
+        recipe.model.path,
+        family=recipe.model.family,
+        shift=recipe.model.shift,
+        dtype=DTYPES[recipe.training.precision],
+        device=device,
     )
-    model.schedule = model.schedule.shifted(recipe.model.shift)
     if adapter is not None:
         put_on(model, adapter)
     return model

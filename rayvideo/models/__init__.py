@@ -26,6 +26,7 @@ def load_model(
     path: str | Path,
     *,
     family: str | None = None,
+    shift: float | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     parts: Sequence[Part] = PARTS,
@@ -34,6 +35,7 @@ def load_model(
 
     `dtype` is the denoiser's number format; VAE and text tower are fp32. `family` is the recipe's `model.family`: a
     class "module:Class" that can load this model. Without one model_index.json says which of our families it is.
+    `shift` is the recipe's `model.shift`: of a flow's noise levels, in place of the checkpoint's.
 
     On device "meta" the parts have layers and shapes, but no weights: enough to ask how large latents are or what
     layers are called. That takes no memory, however large the model is. Headers of a folder's files are compared with
@@ -41,10 +43,13 @@ def load_model(
 
     Raises:
         ModelError: if there is no such model, its family is unknown, or a file of it is missing, damaged or incomplete.
+        RecipeError: the model takes no shift.
     """
     kind = _family_of(path) if family is None else resolve_family(family)
     weights = torch.device(device).type != "meta"
-    return kind.load(path, dtype=dtype, parts=parts, weights=weights).to(device)
+    model = kind.load(path, dtype=dtype, parts=parts, weights=weights).to(device)
+    model.schedule = model.schedule.shifted(shift)
+    return model
 
 
 def resolve_family(family: str) -> type[VideoModel]:

@@ -57,11 +57,11 @@ def assemble(
     model = load_model(
         recipe.model.path,
         family=recipe.model.family,
+        shift=recipe.model.shift,
         dtype=DTYPES[recipe.training.precision],
         device=device,
         parts=("denoiser", "vae"),
     )
-    model.schedule = model.schedule.shifted(recipe.model.shift)
     if recipe.model.checkpointing in ("blocks", "both"):
         model.enable_checkpointing()
     adapted = add_lora(

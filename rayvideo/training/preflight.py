@@ -90,10 +90,15 @@ def _check_model(recipe: Recipe, objective: type[Objective[Any]]) -> None:
     data = recipe.data
     dtype = DTYPES.get(recipe.training.precision, torch.float32)  # auto is none that a model refuses
     model = load_model(
-        recipe.model.path, family=recipe.model.family, dtype=dtype, device="meta", parts=("denoiser", "vae")
+        recipe.model.path,
+        family=recipe.model.family,
+        shift=recipe.model.shift,
+        dtype=dtype,
+        device="meta",
+        parts=("denoiser", "vae"),
     )
     model.latent_shape(data.frames, data.height, data.width)
-    chain = objective.chain(recipe, model.schedule.shifted(recipe.model.shift))
+    chain = objective.chain(recipe, model.schedule)
     expert = trained_expert(model.denoiser, recipe.model.train)
     if expert is not None:
         _check_visited(recipe, model, expert, chain)
