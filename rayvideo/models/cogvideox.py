@@ -279,4 +279,6 @@ def load_schedule(path: str | Path) -> CogVideoXDDIMScheduler:
         raise ModelError(
             f"{path}: scheduler/scheduler_config.json has prediction_type {predicts!r}; allowed is 'v_prediction'"
         )
-    return load_part(CogVideoXDDIMScheduler.from_pretrained, path, "scheduler", timestep_spacing="trailing")
+    scheduler = load_part(CogVideoXDDIMScheduler.from_pretrained, path, "scheduler", timestep_spacing="trailing")
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.float()  # as all other schedulers count
+    return scheduler

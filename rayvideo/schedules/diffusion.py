@@ -58,8 +58,8 @@ class Diffusion:
         return Chain(timesteps, torch.cat([levels, final]))
 
     def level(self, timestep: int | Tensor) -> Tensor:
-        """ᾱ at a timestep, [] or [B], in fp32, although some schedulers count in fp64."""
-        return torch.as_tensor(self.scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()]).float()
+        """ᾱ at a timestep, [] or [B], in the format that the scheduler counts in."""
+        return torch.as_tensor(self.scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()])
 
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """√ᾱ·clean + √(1−ᾱ)·noise (paper Eq. 5)."""

@@ -38,7 +38,7 @@ class Pathwise(Objective[OptionsT]):
         try:
             editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
         except ValueError as error:
-            raise ValueError(f"editing.grad_on {chosen.grad_on!r}: {error}") from None
+            raise ValueError(f"editing.grad_on: {error}") from None
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:

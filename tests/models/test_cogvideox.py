@@ -95,7 +95,6 @@ def test_the_chain_takes_diffusers_steps_from_noise_alone(steps, shift):
     scheduler = CogVideoXDDIMScheduler(**tiny.SCHEDULE | {"snr_shift_scale": shift})
     schedule, latents = Diffusion(scheduler, "v_prediction"), torch.randn(2, 4, 3, 4, 6)
     chain = schedule.chain(steps)
-    assert chain.levels.dtype == torch.float32
     assert chain.levels[[0, -1]].tolist() == [0, 1]
     scheduler.set_timesteps(steps)
     assert torch.equal(chain.timesteps, scheduler.timesteps)

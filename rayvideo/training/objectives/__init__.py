@@ -20,6 +20,9 @@ from rayvideo.training.objective import Objective
 if TYPE_CHECKING:
     from rayvideo.recipe import Recipe
 
+LONGEST_NAME = 200
+"""Characters of a name in a message."""
+
 
 def names() -> list[str]:
     """The objectives that come with rayvideo: the files of this folder."""
@@ -41,7 +44,9 @@ def resolve(name: str) -> type[Objective[Any]]:
         )
     if ":" not in name:
         allowed = ", ".join(map(repr, names()))
-        raise RecipeError(f"training.objective: {name!r} is not allowed: {allowed}, or 'module:Class' of your own")
+        raise RecipeError(
+            f"training.objective: {name[:LONGEST_NAME]!r} is not allowed: {allowed}, or 'module:Class' of your own"
+        )
     try:
         return resolve_class(name, Objective, "rayvideo.training.objective.Objective")  # type: ignore[type-abstract]
     except ImportError as error:
@@ -58,8 +63,8 @@ def options_of(recipe: Recipe) -> Section:
     if training.objective in names():
         if training.objective_options:
             raise RecipeError(
-                f"training.objective_options {training.objective_options} is for objectives of your own; the options "
-                f"of {training.objective!r} stand in training.{training.objective}, if it has any"
+                "training.objective_options is for objectives of your own; the options of "
+                f"{training.objective!r} stand in training.{training.objective}, if it has any"
             )
         return getattr(training, training.objective, kind.Options())
     try:

@@ -108,7 +108,7 @@ def test_offset_noise_can_be_asked_for(flow):
     [
         ({"start_sigma": 0.1}, r"^editing\.start_sigma 0\.1: none of 5 steps .* nearest allowed: 0\.4298$"),
         ({"start_sigma": 0.5, "grad_steps": 2}, r"0\.5: the chain has 1 steps, fewer than editing\.grad_steps 2"),
-        ({"start_sigma": 0.5, "grad_on": [2]}, r"0\.5: editing\.grad_on \(2,\): step 2 of a chain of 1 steps"),
+        ({"start_sigma": 0.5, "grad_on": [2]}, r"0\.5: editing\.grad_on: step 2 of a chain of 1 steps"),
     ],
 )
 def test_a_start_that_leaves_too_few_steps_is_refused(flow, options, message):
