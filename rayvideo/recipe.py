@@ -31,6 +31,8 @@ DEEPEST = 20
 """Sections and lists within each other."""
 LONGEST_SHOWN = 200
 """Characters of a value in a message."""
+LONGEST_FAULT = 1000
+"""Characters of what a section says of its values."""
 UNREADABLE = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, RecursionError)
 """What the libraries raise for text that is no UTF-8, a number of 5000 digits, 1000 brackets."""
 
@@ -237,8 +239,8 @@ def _fault(error: Any, path: list[str], key: str) -> str:
     if error["type"] == "missing":
         return f"{key}: required, but not set"
     message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return message
+    if error["type"] == "value_error":  # a section's own words, in which a value may stand whole
+        return message if len(message) <= LONGEST_FAULT else f"{message[:LONGEST_FAULT]}…"
     if error["type"] == "string_type" and isinstance(error["input"], int | float):  # a bool is one too
         message += "; put it in quotes"
     return f"{key}: {_shown(error['input'])} is not allowed: {message}"
