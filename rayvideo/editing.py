@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import checkpoint
 
 from rayvideo.schedules import Chain, Diffusion, Schedule
 
@@ -20,6 +21,11 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """One generator for a batch, or one per clip so that a clip's numbers do not depend on its batch."""
+
+
+recompute = partial(checkpoint, use_reentrant=False, determinism_check="none")
+"""Calls a function now and again in the backward pass, keeping only what it is given. The determinism check compares
+shapes; partitioned weights (ZeRO-3) have other ones the second time, and it would refuse them."""
 
 
 def timesteps(scheduler: Any, num_steps: int, strength: float = 1.0) -> Tensor:
@@ -146,9 +152,5 @@ def run_chain(
         for index in range(first):
             latents = step(latents, index)
     for index in range(first, chain.steps):
-        if checkpoint and index in grad_on:
-            # ZeRO-3 shows partitioned weights to the determinism check, which would refuse them.
-            latents = recompute(step, latents, index, use_reentrant=False, determinism_check="none")
-        else:
-            latents = step(latents, index)
+        latents = recompute(step, latents, index) if checkpoint and index in grad_on else step(latents, index)
     return latents

@@ -100,6 +100,13 @@ def resolve_class(name: str, base: type[T], public: str) -> type[T]:
     return found
 
 
+def no_such_option(key: str, name: str, allowed: Sequence[str]) -> str:
+    """That what the recipe calls `name` has no option `key`, whose last word is its name; the nearest one, and all."""
+    close = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{key} is not an option of {name!r}{hint} Allowed: {', '.join(allowed) or 'none'}"
+
+
 def refuse_options(key: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse options that a function, or a class's constructor, does not take, or takes and the recipe does not give.
 
@@ -120,12 +127,7 @@ def refuse_options(key: str, name: str, function: Callable[..., Any], options: M
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     for option in options:
         if not takes_any and option not in allowed:
-            close = difflib.get_close_matches(option, allowed, n=1)
-            raise RecipeError(
-                f"{key}.{option} is not an option of {name!r}"
-                + (f"; did you mean {close[0]!r}?" if close else ".")
-                + f" Allowed: {', '.join(allowed) or 'none'}"
-            )
+            raise RecipeError(no_such_option(f"{key}.{option}", name, allowed))
     try:
         signature.bind(**options)
     except TypeError as error:

@@ -55,6 +55,19 @@ class VideoModel(ABC):
     """The denoiser's number format; VAE and text tower stay in fp32."""
 
     _denoiser: nn.Module | None = None
+    _vae: Any = None
+    _text_encoder: Any = None
+    _tokenizer: Any = None
+
+    def _hold(self, denoiser: nn.Module | None, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
+        """Keep the parts that were loaded, None for others: frozen and in eval mode, where dropout is off."""
+        self._denoiser, self._vae, self._text_encoder, self._tokenizer = denoiser, vae, text_encoder, tokenizer
+        for part in self._modules():
+            part.requires_grad_(False).eval()
+        self.device = torch.device("cpu")
+
+    def _modules(self) -> list[nn.Module]:
+        return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
 
     @property
     def denoiser(self) -> nn.Module:
@@ -78,6 +91,13 @@ class VideoModel(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings [B, L, C] in fp32, padded to the text tower's full length."""
+
+    def _encode_whole(self, frames: Tensor) -> Posterior:
+        """Posterior of clips [B, F, 3, H, W] in [0, 1], by a causal VAE that takes whole ones of the sizes it makes."""
+        self.latent_shape(frames.shape[1], *frames.shape[-2:])
+        pixels = frames.transpose(1, 2).to(self.device, torch.float32) * 2 - 1
+        latents = self._vae.encode(pixels).latent_dist
+        return self.posterior(latents.mean, latents.logvar)
 
     @abstractmethod
     def encode_frames(self, frames: Tensor) -> Posterior:
@@ -155,9 +175,12 @@ class VideoModel(ABC):
     def enable_checkpointing(self) -> None:
         """Recompute the activations of the denoiser's and the VAE decoder's blocks in the backward pass."""
 
-    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part, and note the `device`."""
+        """Move every loaded part, and note the `device`; number formats stay as they are."""
+        for part in self._modules():
+            part.to(device)
+        self.device = torch.device(device)
+        return self
 
     @classmethod
     def original_name(cls, layer: str) -> str:

@@ -17,13 +17,13 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 # What the pipeline makes its positions with; diffusers offers neither under a public name.
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
 from typing_extensions import Self
 
+from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
-from rayvideo.models.files import load_part, load_shapes, load_tokenizer, load_weights
+from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Diffusion
 
@@ -46,6 +46,10 @@ class CogVideoX(VideoModel):
     component = "transformer"
     denoisers = ("CogVideoXTransformer3DModel",)
 
+    _vae: AutoencoderKLCogVideoX | None
+    _text_encoder: T5EncoderModel | None
+    _tokenizer: T5Tokenizer | None
+
     def __init__(
         self,
         scheduler: CogVideoXDDIMScheduler,
@@ -64,13 +68,7 @@ class CogVideoX(VideoModel):
         self.scheduler = scheduler
         self.schedule = Diffusion(scheduler, "v_prediction")
         self._patch = patch
-        self._denoiser = denoiser
-        self._vae = vae
-        self._text_encoder = text_encoder
-        self._tokenizer = tokenizer
-        for part in self._modules():
-            part.requires_grad_(False).eval()
-        self.device = torch.device("cpu")
+        self._hold(denoiser, vae, text_encoder, tokenizer)
         self.dtype = torch.float32 if denoiser is None else denoiser.dtype
         self._layout: Any = None if denoiser is None else denoiser.config
 
@@ -83,9 +81,7 @@ class CogVideoX(VideoModel):
                 frames that are thrown away in the end, and a clip that is edited has none to put there.
         """
 
-        def network(kind: Any, part: str, **options: Any) -> Any:
-            return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
-
+        network = partial(load_network, path, weights)
         config = load_part(CogVideoXTransformer3DModel.load_config, path, "transformer")
         if config.get("patch_size_t") is not None:
             raise ModelError(
@@ -114,11 +110,7 @@ class CogVideoX(VideoModel):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Posterior:
         """Posterior [B, C, f, h, w] of clips [B, 4·(f−1) + 1, 3, H, W] in [0, 1]."""
-        vae = self._need(self._vae, "vae")
-        self.latent_shape(frames.shape[1], *frames.shape[-2:])
-        pixels = frames.transpose(1, 2).to(self.device, torch.float32) * 2 - 1
-        latents = vae.encode(pixels).latent_dist
-        return self.posterior(latents.mean, latents.logvar)
+        return self._encode_whole(frames)
 
     @property
     def normaliser(self) -> Normaliser:
@@ -215,20 +207,11 @@ class CogVideoX(VideoModel):
 
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, of the VAE's decoder."""
-        # The determinism check compares shapes; partitioned weights (ZeRO-3) have other ones the second time.
-        recompute = partial(checkpoint, use_reentrant=False, determinism_check="none")
         for module in self.denoiser.modules():
             if isinstance(module, CogVideoXTransformer3DModel):
                 module.enable_gradient_checkpointing(recompute)
         if self._vae is not None:
             self._vae.enable_gradient_checkpointing(recompute)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part."""
-        for part in self._modules():
-            part.to(device)
-        self.device = torch.device(device)
-        return self
 
     @property
     def _stride(self) -> int:
@@ -246,9 +229,6 @@ class CogVideoX(VideoModel):
             Piece(range(first, end), range(*frames[number : number + 2]))
             for number, (first, end) in enumerate(zip(starts, [*starts[1:], count], strict=True))
         ]
-
-    def _modules(self) -> list[nn.Module]:
-        return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
 
 
 def _until(frame: int, pieces: Sequence[Piece]) -> Iterator[Piece]:

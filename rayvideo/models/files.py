@@ -181,6 +181,11 @@ def _refuse_absent(path: str | Path, part: str, absent: list[Any]) -> None:
         raise ModelError(f"{path}: {part!r} lacks or misfits {len(absent)} tensors, such as {absent[0]}")
 
 
+def load_network(path: str | Path, weights: bool, kind: Any, part: str, **options: Any) -> Any:
+    """A network of class `kind` with its weights, loaded with these options; or without, as shapes alone."""
+    return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
+
+
 def load_tokenizer(kind: Any, path: str | Path) -> Any:
     """The tokenizer, of a class of transformers', of a pipeline folder or hub id.
 

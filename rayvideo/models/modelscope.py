@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer
 from typing_extensions import Self
 
+from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel
-from rayvideo.models.files import load_part, load_shapes, load_weights
+from rayvideo.models.files import load_network, load_part
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Diffusion
 
@@ -27,6 +27,10 @@ class ModelScope(VideoModel):
     """ModelScopeT2V, Zeroscope and every model in the same format."""
 
     denoisers = ("UNet3DConditionModel",)
+
+    _vae: AutoencoderKL | None
+    _text_encoder: CLIPTextModel | None
+    _tokenizer: CLIPTokenizer | None
 
     def __init__(
         self,
@@ -40,22 +44,14 @@ class ModelScope(VideoModel):
         """Freeze the given parts and put them into eval mode, where dropout is off."""
         self.scheduler = scheduler
         self.schedule = Diffusion(scheduler)
-        self._denoiser = denoiser
-        self._vae = vae
-        self._text_encoder = text_encoder
-        self._tokenizer = tokenizer
-        for part in self._modules():
-            part.requires_grad_(False).eval()
-        self.device = torch.device("cpu")
+        self._hold(denoiser, vae, text_encoder, tokenizer)
         self.dtype = torch.float32 if denoiser is None else denoiser.dtype
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: torch.dtype, parts: Sequence[Part], weights: bool = True) -> Self:
         """Load `parts` from a pipeline folder or hub id; `rayvideo.models.load_model` is the usual way in."""
 
-        def network(kind: Any, part: str, **options: Any) -> Any:
-            return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
-
+        network = partial(load_network, path, weights)
         loaded: dict[str, Any] = {}
         if "denoiser" in parts:
             loaded["denoiser"] = network(UNet3DConditionModel, "unet", torch_dtype=dtype)
@@ -137,24 +133,13 @@ class ModelScope(VideoModel):
         if self._vae is not None:
             self._vae.enable_gradient_checkpointing()
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part."""
-        for part in self._modules():
-            part.to(device)
-        self.device = torch.device(device)
-        return self
-
-    def _modules(self) -> list[nn.Module]:
-        return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
-
 
 def enable_checkpointing(unet: nn.Module) -> None:
     """Gradient checkpointing for the 3D UNet, which diffusers does not offer for it: each block keeps only its inputs
     and runs again in the backward pass. Outputs and gradients stay the same, bit for bit.
     """
     for block in blocks(unet):
-        # The determinism check compares shapes; under ZeRO-3 partitioned weights have other ones the second time.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, determinism_check="none")
+        block.forward = partial(recompute, block.forward)
 
 
 def blocks(unet: Any) -> list[nn.Module]:

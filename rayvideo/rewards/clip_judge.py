@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from rayvideo.rewards.base import Reward, Sees, declared_by
+from rayvideo.rewards.base import Reward, RewardError, Sees, declared_by
 from rayvideo.rewards.pixels import Framing, Resize, resize_frames
 
 
@@ -58,8 +58,8 @@ class AtTimes(Reward):
 
     @classmethod
     def load(cls, checkpoint: str | None, **options: Any) -> Self:
-        """There is no way from a recipe: `at_times` makes it of a judge that is loaded."""
-        raise NotImplementedError
+        """Refused: `at_times` makes it of a judge that is loaded."""
+        raise RewardError("a judge that was told its clips' times is made by at_times(); a recipe can't name it")
 
     def score(self, clips: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [N] of clips [N, F', 3, H, W] in [0, 1], which are resized to the judge's size."""

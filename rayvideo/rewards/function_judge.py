@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Self
 
+from rayvideo.own_modules import no_such_option
 from rayvideo.rewards.base import Reward, RewardError, declared_by
-from rayvideo.rewards.options import BESIDE_OPTIONS, unknown_option
+from rayvideo.rewards.options import BESIDE_OPTIONS
 
 
 class FunctionJudge(Reward):
@@ -61,7 +62,8 @@ class FunctionJudge(Reward):
         kinds = [keyword.kind for keyword in keywords.values()]
         for name in arguments:
             if name not in keywords and inspect.Parameter.VAR_KEYWORD not in kinds:
-                raise unknown_option(name, who, sorted(set(keywords).difference(BESIDE_OPTIONS)))
+                allowed = sorted(set(keywords).difference(BESIDE_OPTIONS))
+                raise RewardError(no_such_option(f"options.{name}", who, allowed))
         try:
             signature.bind(None, None, **arguments)
         except TypeError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rayvideo import sections
+from rayvideo.own_modules import no_such_option
 from rayvideo.precision import DTYPES
 from rayvideo.rewards.base import RewardError
 
@@ -45,18 +45,8 @@ def check_options(judge: sections.Judge, function: Callable[..., Any]) -> None:
         if name in BESIDE_OPTIONS:
             raise RewardError(f"type: {who} must take resize= and dtype=, or **options")
         allowed = sorted(named.difference(BESIDE_OPTIONS, list(signature.parameters)[:1]))
-        raise unknown_option(name, judge.type, allowed)
+        raise RewardError(no_such_option(f"options.{name}", judge.type, allowed))
     try:
         signature.bind(judge.checkpoint, **options_of(judge))
     except TypeError as error:
         raise RewardError(f"options don't fit {who} says: {error}") from error
-
-
-def unknown_option(name: str, kind: str, allowed: Sequence[str]) -> RewardError:
-    """The error that a judge of this type has no such option; names the nearest one."""
-    close = difflib.get_close_matches(name, allowed, n=1)
-    return RewardError(
-        f"options.{name} is not an option of {kind!r}"
-        + (f"; did you mean {close[0]!r}?" if close else ".")
-        + f" Allowed: {', '.join(allowed) or 'none'}"
-    )

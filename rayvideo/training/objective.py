@@ -220,11 +220,9 @@ class Objective(ABC, Generic[OptionsT]):
 
     def _decode(self, latents: Tensor, shown: Tensor) -> Tensor:
         decode = partial(self._model.decode_frames, context=self._recipe.model.vae_context)
-        return (
-            frame_by_frame(decode, latents, shown)
-            if self._recipe.reward.decode == "frame_by_frame"
-            else decode(latents, shown)
-        )
+        if self._recipe.reward.decode == "frame_by_frame":
+            decode = partial(frame_by_frame, decode)
+        return decode(latents, shown)
 
     def _draw_frames(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One frame per segment and clip (Eq. 6)."""

@@ -19,7 +19,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     unpatchify,
 )
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from rayvideo.editing import recompute
 
 Cache = list[Any]
 """What each causal layer of the decoder kept: None at first, then a tensor; or a word, where only the first chunk has
@@ -137,6 +138,5 @@ def _run_block(forward: Callable[..., Tensor], x: Tensor, cache: Cache) -> tuple
 
 
 def _again(run: Callable[..., tuple[Tensor, Cache]], *arguments: Any) -> tuple[Tensor, Cache]:
-    # The determinism check compares shapes; partitioned weights (ZeRO-3) have other ones the second time.
-    result: tuple[Tensor, Cache] = checkpoint(run, *arguments, use_reentrant=False, determinism_check="none")
+    result: tuple[Tensor, Cache] = recompute(run, *arguments)
     return result

@@ -11,15 +11,15 @@ import diffusers
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, UMT5EncoderModel
 from typing_extensions import Self
 
+from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
 from rayvideo.models.experts import Experts
-from rayvideo.models.files import load_part, load_shapes, load_tokenizer, load_weights
+from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.models.wan.decoder import WindowedDecoder, spatial_factor, stride
@@ -36,6 +36,9 @@ class Wan(VideoModel):
 
     component = "transformer"
     denoisers = ("WanTransformer3DModel",)
+
+    _vae: AutoencoderKLWan | None
+    _text_encoder: UMT5EncoderModel | None
 
     def __init__(
         self,
@@ -55,14 +58,8 @@ class Wan(VideoModel):
         self.scheduler = scheduler
         self.schedule = Flow(scheduler)
         self._patch = patch
-        self._denoiser = denoiser
-        self._vae = vae
-        self._text_encoder = text_encoder
-        self._tokenizer = tokenizer
+        self._hold(denoiser, vae, text_encoder, tokenizer)
         self._decoder = None if vae is None else WindowedDecoder(vae)
-        for part in self._modules():
-            part.requires_grad_(False).eval()
-        self.device = torch.device("cpu")
         transformers = self._transformers()
         self.dtype = transformers[0].dtype if transformers else torch.float32
 
@@ -76,8 +73,7 @@ class Wan(VideoModel):
         if dtype is torch.float16:
             raise ModelError("training.precision 'fp16': Wan's activations leave its range; allowed: 'bf16', 'fp32'")
 
-        def network(kind: Any, part: str, **options: Any) -> Any:
-            return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
+        network = partial(load_network, path, weights)
 
         def transformer(part: str) -> Any:
             # Some layers are kept in fp32 by `torch_dtype`. Never call .to(dtype) on it, which would cast them too.
@@ -116,11 +112,7 @@ class Wan(VideoModel):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Posterior:
         """Posterior [B, C, f, h, w] of clips [B, 4·(f−1) + 1, 3, H, W] in [0, 1]."""
-        vae = self._need(self._vae, "vae")
-        self.latent_shape(frames.shape[1], *frames.shape[-2:])
-        pixels = frames.transpose(1, 2).to(self.device, torch.float32) * 2 - 1
-        latents = vae.encode(pixels).latent_dist
-        return self.posterior(latents.mean, latents.logvar)
+        return self._encode_whole(frames)
 
     @property
     def normaliser(self) -> Normaliser:
@@ -184,10 +176,7 @@ class Wan(VideoModel):
         """Recompute the blocks of the denoiser and, if it is loaded, the chunks and blocks of the VAE's decoder."""
         self._need(self._denoiser, "denoiser")
         for transformer in self._transformers():
-            # The determinism check compares shapes; partitioned weights (ZeRO-3) have other ones the second time.
-            transformer.enable_gradient_checkpointing(
-                partial(checkpoint, use_reentrant=False, determinism_check="none")
-            )
+            transformer.enable_gradient_checkpointing(recompute)
         if self._decoder is not None:
             self._decoder.checkpoint()
 
@@ -196,21 +185,11 @@ class Wan(VideoModel):
         """Such as `blocks.0.self_attn.q` for `blocks.0.attn1.to_q`."""
         return original_name(layer)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part; number formats stay as they are."""
-        for part in self._modules():
-            part.to(device)
-        self.device = torch.device(device)
-        return self
-
     def _transformers(self) -> list[Any]:
         """The denoiser, or its experts; also inside an adapter."""
         if self._denoiser is None:
             return []
         return [module for module in self._denoiser.modules() if isinstance(module, WanTransformer3DModel)]
-
-    def _modules(self) -> list[nn.Module]:
-        return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
 
 
 def load_scheduler(path: str | Path) -> Any:
