@@ -34,6 +34,7 @@ from rayvideo.menagerie.judges import (
 )
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import (
+    FRAMES,
     IN_DOMAIN,
     KINDS,
     caption_of,
@@ -43,7 +44,7 @@ from rayvideo.menagerie.world import (
     sample_degradation,
     sample_scene,
 )
-from rayvideo.models import load_model
+from rayvideo.models import VideoModel, load_model
 from rayvideo.paths import path_argument
 from rayvideo.rewards.hpsv2 import HPSv2
 
@@ -121,9 +122,9 @@ def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:
     return frames_first(clips), [caption_of(scene, rng) for scene in pool.scenes]
 
 
-def drawn(captions: Sequence[str], each: int, seed: int) -> Tensor:
-    """`each` clean clips of every caption: [N, 16, 3, 64, 64]."""
-    return frames_first(np.stack([draw(scene) for scene, _ in scenes_for(captions, each, seed)]))
+def drawn(captions: Sequence[str], each: int, seed: int, length: int = FRAMES) -> Tensor:
+    """`each` clean clips of every caption: [N, length, 3, 64, 64]."""
+    return frames_first(np.stack([draw(scene, length) for scene, _ in scenes_for(captions, each, seed)]))
 
 
 def frames_first(clips: np.ndarray) -> Tensor:
@@ -131,15 +132,15 @@ def frames_first(clips: np.ndarray) -> Tensor:
     return torch.from_numpy(clips).movedim(-1, -3)
 
 
-def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: KindClassifier) -> quality.Report:
-    """Every figure of the card."""
-    unseen = Pool.of_kinds(KINDS, 200, UNSEEN_SEED)
-    model = load_model(pipeline)
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    report: quality.Report = {"autoencoder": quality.autoencoder_figures(vae, unseen, work / "autoencoder.png")}
+def judge_clips(
+    work: Path, model: VideoModel, judges: dict[str, HPSv2], classifier: KindClassifier, length: int = FRAMES
+) -> tuple[quality.Report, dict[str, Tensor]]:
+    """Figures of drawn clips, clean and degraded, and of the model's for each set of captions; and these clips."""
+    report: quality.Report = {}
     sets = evaluation_captions()
     everything = [caption for captions in sets.values() for caption in captions]
-    clean, others = drawn(everything, 1, UNSEEN_SEED), drawn(everything, 2, UNSEEN_SEED + 1)
+    clean = drawn(everything, 1, UNSEEN_SEED, length)
+    others = drawn(everything, 2, UNSEEN_SEED + 1, length)
     poor = np.stack(
         [degrade(c, sample_degradation(random.Random(i), 1.0), i) for i, c in enumerate(clean.movedim(-3, -1).numpy())]
     )
@@ -147,12 +148,23 @@ def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: Ki
     report["degraded clips"] = quality.clip_figures(frames_first(poor), everything, judges, classifier, others)
     base = {}
     for name, captions in sets.items():
-        base[name] = quality.generate(model, captions)
-        report[f"base, {name}"] = quality.clip_figures(base[name], captions, judges, classifier, drawn(captions, 2, 3))
+        base[name] = quality.generate(model, captions, length=length)
+        truth = drawn(captions, 2, 3, length)
+        report[f"base, {name}"] = quality.clip_figures(base[name], captions, judges, classifier, truth)
         quality.sheet(list(base[name][:10]), work / f"base-{name}.png")
+    return report, base
+
+
+def measure(work: Path, pipeline: Path, judges: dict[str, HPSv2], classifier: KindClassifier) -> quality.Report:
+    """Every figure of the card."""
+    unseen = Pool.of_kinds(KINDS, 200, UNSEEN_SEED)
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    report: quality.Report = {"autoencoder": quality.autoencoder_figures(vae, unseen, work / "autoencoder.png")}
+    clips_report, base = judge_clips(work, load_model(pipeline), judges, classifier)
+    report |= clips_report
     for name, judge in judges.items():
         report[f"{name}: pairs"] = quality.judge_figures(judge, unseen, vae)
-    captions = sets["in_domain"]
+    captions = evaluation_captions()["in_domain"]
     own, other = judges["judge"], judges["held_out"]
     report["smooth perturbations"] = quality.perturbation_gain(own, other, base["in_domain"], captions)
     clips, training_names = training_clips(32, 99)

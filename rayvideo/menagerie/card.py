@@ -27,9 +27,9 @@ tables, what gradient ascent gains and what a deliberately greedy run does to th
 """
 
 
-def write_card(report: Report, file: Path, seconds: float) -> None:
+def write_card(report: Report, file: Path, seconds: float, head: str = HEAD) -> None:
     """Write the card as Markdown."""
-    parts = [HEAD]
+    parts = [head]
     clips = {name: figures for name, figures in report.items() if "right kind" in figures}
     columns = list(next(iter(clips.values())))
     parts.append("| clips | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns) + "\n")

@@ -12,6 +12,7 @@ import numpy as np
 from rayvideo.data.video import write_clip
 from rayvideo.menagerie.world import (
     FPS,
+    FRAMES,
     IN_DOMAIN,
     Scene,
     caption_of,
@@ -43,17 +44,17 @@ def scenes_for(captions: Sequence[str], each: int, seed: int) -> list[Described]
     return [(scene_of(caption, rng), caption) for caption in captions for _ in range(each)]
 
 
-def write_clips(folder: Path, scenes: Sequence[Described], degraded: float = 0.0) -> Path:
+def write_clips(folder: Path, scenes: Sequence[Described], degraded: float = 0.0, length: int = FRAMES) -> Path:
     """Write the scenes' clips and `clips.txt`, a list `path|||caption` as the reference's; those there are kept.
 
-    `degraded` is the share of clips of poor quality, which their captions never mention.
+    `length` is the frames of each, `degraded` the share of clips of poor quality, which their captions never mention.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for index, (scene, caption) in enumerate(progress(f"drawing clips into {folder}", len(scenes), scenes)):
         name = f"{index:04d}-{scene.kind}-{scene.seed:08x}.mp4"
         if not (folder / name).exists():
-            frames = degrade(draw(scene), sample_degradation(random.Random(scene.seed), degraded), scene.seed)
+            frames = degrade(draw(scene, length), sample_degradation(random.Random(scene.seed), degraded), scene.seed)
             write_clip(folder / name, (frames * 255).round().astype(np.uint8), fps=FPS)
         lines.append(f"{name}|||{caption}\n")
     listing = folder / "clips.txt"
@@ -66,11 +67,13 @@ def main() -> None:
     parser.add_argument("--out", type=path_argument, required=True, help="folder for train/ and clean/")
     parser.add_argument("--count", type=int, default=160, help="clips for training, of varied quality")
     parser.add_argument("--clean", type=int, default=2, help="clean clips of each evaluation caption, for KID")
+    parser.add_argument("--length", type=int, default=FRAMES, help="frames of each clip")
     parser.add_argument("--seed", type=int, default=100)
     arguments = parser.parse_args()
-    write_clips(arguments.out / "train", training_scenes(arguments.count, arguments.seed), 0.8)
+    write_clips(arguments.out / "train", training_scenes(arguments.count, arguments.seed), 0.8, arguments.length)
     for name, captions in evaluation_captions().items():
-        write_clips(arguments.out / "clean" / name, scenes_for(captions, arguments.clean, arguments.seed + 1))
+        scenes = scenes_for(captions, arguments.clean, arguments.seed + 1)
+        write_clips(arguments.out / "clean" / name, scenes, length=arguments.length)
 
 
 if __name__ == "__main__":

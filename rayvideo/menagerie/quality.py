@@ -39,10 +39,10 @@ def autoencoder_figures(vae: AutoencoderKL, pool: Pool, picture: Path) -> Figure
     return {"L1": (frames - rebuilt).abs().mean().item(), "PSNR, dB": (-10 * error.log10()).item()}
 
 
-def generate(model: VideoModel, captions: Sequence[str], steps: int = 20) -> Tensor:
-    """One clip per caption with seed 0: [N, 16, 3, 64, 64] in [0, 1]."""
+def generate(model: VideoModel, captions: Sequence[str], steps: int = 20, length: int = FRAMES) -> Tensor:
+    """One clip per caption with seed 0: [N, length, 3, 64, 64] in [0, 1]."""
     return generate_clips(
-        model, captions, [0] * len(captions), steps=steps, guidance=3.0, frames=FRAMES, height=SIZE, width=SIZE
+        model, captions, [0] * len(captions), steps=steps, guidance=3.0, frames=length, height=SIZE, width=SIZE
     )
 
 
@@ -126,7 +126,7 @@ def perturbation_gain(
 
 
 def sheet(rows: Sequence[Tensor], file: Path, frames: Sequence[int] = (0, 3, 6, 9, 12, 15)) -> None:
-    """Clips [16, 3, H, W] below each other, their frames side by side, as PNG."""
+    """Clips [F, 3, H, W] below each other, their frames side by side, as PNG."""
     pictures = torch.cat([torch.cat([clip[f] for f in frames], -1) for clip in rows], -2)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((pictures.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(file)

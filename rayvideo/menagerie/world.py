@@ -131,8 +131,8 @@ def kind_in(caption: str) -> str | None:
     return next((kind for kind in KINDS if kind in words), None)
 
 
-def draw(scene: Scene) -> np.ndarray:
-    """Clean frames of a scene: float32 [16, 64, 64, 3] in [0, 1]."""
+def draw(scene: Scene, count: int = FRAMES) -> np.ndarray:
+    """Clean frames of a scene: float32 [count, 64, 64, 3] in [0, 1]; of any number they show the same two seconds."""
     rng = random.Random(scene.seed)
     side = SIZE * _FINE
     background = _background(scene.place, rng, side)
@@ -141,9 +141,9 @@ def draw(scene: Scene) -> np.ndarray:
     left = rng.random() < 0.5
     radius = side * rng.uniform(0.36, 0.42)
     start, stride = rng.random(), rng.uniform(0.9, 1.1)
-    frames = np.empty((FRAMES, SIZE, SIZE, 3), np.float32)
-    for frame in range(FRAMES):
-        x, y, tilt, stretch, phase = _pose(scene.action, frame / (FRAMES - 1), start, stride)
+    frames = np.empty((count, SIZE, SIZE, 3), np.float32)
+    for frame in range(count):
+        x, y, tilt, stretch, phase = _pose(scene.action, frame / (count - 1), start, stride)
         image = background.copy()
         centre = (side * (0.5 + (-x if left else x)), side * (0.56 + y))
         SHAPES[scene.kind](Pen(image, centre, radius, -tilt if left else tilt, stretch, left), colour, phase % 1.0)
