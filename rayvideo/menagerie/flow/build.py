@@ -45,7 +45,7 @@ def build_pipeline(work: Path) -> Path:
     if not (folder / "model_index.json").is_file():
         pool = Pool.drawn(POOL, POOL_SEED, work, LENGTH)
         if not (work / "flow-vae").is_dir():
-            vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1800)
+            vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1100)
             vae.save_pretrained(work / "flow-vae")
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
