@@ -151,6 +151,7 @@ class Previews:
             height=data.height,
             width=data.width,
             batch_size=options.batch_size,
+            tiled=self._recipe.model.tiled_decoding,
             embeddings=self._embeddings,
             told=told,
         )
