@@ -87,7 +87,7 @@ def _facts(recipe: Recipe, adapter: str | None, tracker: Tracker) -> dict[str, s
     return {
         "model": recipe.model.path,
         "adapter": adapter or "none",
-        "chain": f"{steps} DDIM steps, guidance {recipe.evaluation.guidance:g}",
+        "chain": f"{steps} denoising steps, guidance {recipe.evaluation.guidance:g}",
         "MLflow run": tracker.ref.run_id,
         **commit(),
         **{name.removeprefix("version."): number for name, number in versions().items()},

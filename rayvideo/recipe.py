@@ -167,7 +167,8 @@ def _parse(tree: Mapping[str, Any], typed: Mapping[str, str]) -> Recipe:
         # JSON mode with strict types: "3" is not a number and true is not 1, yet lists may become tuples.
         return Recipe.model_validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e, typed) for e in _innermost(error.errors()))) from None
+        faults = [{**fault, "loc": _path(fault, plain)} for fault in error.errors()]
+        raise RecipeError("\n".join(_explain(fault, typed) for fault in _innermost(faults))) from None
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
@@ -213,6 +214,20 @@ def _shown(value: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _path(error: Any, tree: Any) -> tuple[int | str, ...]:
+    """The keys that lead to an error, without the types among them by which pydantic tells a union's members apart.
+
+    A key is what the tree has there, such as a caption set called like a type, or what is missing there.
+    """
+    place, value = [], tree
+    for part in error["loc"]:
+        keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        if part in keys:
+            place.append(part)
+            value = value[part]
+    return (*place, error["loc"][-1]) if error["type"] == "missing" else tuple(place)
 
 
 def _innermost(errors: Sequence[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,22 @@ from tests.tiny import TOKENS
 CAPTIONS = ["", "red cat", "blue dog", "a very small snail"]
 
 
-def save_prepared(recipe: Recipe) -> None:
-    """Write `recipe.data.prepared`: three clips of 8x8 latents, with captions for the text tower of tests.tiny."""
+def save_prepared(recipe: Recipe, captions: Sequence[str] = CAPTIONS) -> None:
+    """Write `recipe.data.prepared`: three clips of 8x8 latents, with captions for the text tower of tests.tiny.
+
+    Their embeddings are written whole, as all were once.
+    """
     folder, rng = Path(str(recipe.data.prepared)), np.random.default_rng(0)
     shape = (3, 4, recipe.data.frames, 8, 8)
     clips = {
         "id": pa.array(range(3)),
         "video": pa.array([f"{number}.mp4" for number in range(3)]),
-        "caption": pa.array(CAPTIONS[1:]),
+        "caption": pa.array(captions[1:]),
         "mean": tensor_array(5 * rng.standard_normal(shape, dtype=np.float32)),
         "logvar": tensor_array(rng.standard_normal(shape, dtype=np.float32) - 4),
     }
-    embeddings = tensor_array(rng.standard_normal((len(CAPTIONS), TOKENS, 32), dtype=np.float32))
-    spoken = pa.table({"caption": pa.array(CAPTIONS), "embedding": embeddings})
+    embeddings = tensor_array(rng.standard_normal((len(captions), TOKENS, 32), dtype=np.float32))
+    spoken = pa.table({"caption": pa.array(captions), "embedding": embeddings})
     (folder / "clips").mkdir(parents=True)
     pq.write_table(pa.table(clips), folder / "clips" / "0.parquet", row_group_size=1)
     pq.write_table(spoken, folder / "captions.parquet", row_group_size=1)

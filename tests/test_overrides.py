@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rayvideo.errors import RecipeError
-from rayvideo.recipe import load_recipe
+from rayvideo.recipe import load_recipe, parse_recipe
 
 BASE = "model: {path: m}\ndata: {manifest: clips.txt}\nreward: {judges: [{name: judge}]}\nevaluation: {sets: {a: x}}\n"
 
@@ -87,6 +87,7 @@ def test_a_reference_is_text_unless_it_opens_as_a_mapping(base: Path, typed: str
         ("reward.judges.5.weight=1", "list index out of range"),
         ("reward.judges.0.weight=true", r"reward\.judges\.0\.weight: True is not allowed"),
         ("evaluation.sets={new: 12}", r"evaluation\.sets\.new: 12 is not allowed: .*; put it in quotes"),
+        ("editing.grad_on=[0,x]", r"': editing\.grad_on\.1: 'x' is not allowed: Input should be a valid integer$"),
         ("storage=${HOME}", "a recipe fills nothing in"),
         ("nonsense", "is not of the form key=value"),
     ],
@@ -98,6 +99,18 @@ def test_what_is_wrong_is_said_of_the_override(base: Path, override: str, words:
     assert told.startswith(f"override {override!r}")
     assert "\n" not in told
     assert str(base) not in told
+
+
+@pytest.mark.parametrize("name", ["new", "str", "tuple[int, ...]", "[key]", "a.b"])
+def test_a_key_is_named_as_it_stands_there(name: str) -> None:
+    """Where an option may be of one of two types, the types are no part of it; but a set may be called like one."""
+    evaluation = {"sets": {name: 3}, "features": {"type": "a:B", "reference": {name: 3}}}
+    tree = {"model": {"path": "m"}, "data": {"manifest": "clips.txt"}, "reward": {"judges": [{"name": "judge"}]}}
+    with pytest.raises(RecipeError) as refusal:
+        parse_recipe({**tree, "editing": {"grad_on": "lst"}, "evaluation": evaluation})
+    told = [line.partition(" is not allowed")[0] for line in str(refusal.value).splitlines()]
+    keys = [f"evaluation.sets.{name}: 3", f"evaluation.features.reference.{name}: 3"]
+    assert sorted(told) == sorted([*2 * ["editing.grad_on: 'lst'"], *keys])
 
 
 def test_what_stands_in_the_file_is_said_of_the_file(base: Path) -> None:

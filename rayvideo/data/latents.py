@@ -28,6 +28,7 @@ from rayvideo.data import prepared, tasks
 from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
+from rayvideo.data.trimmed import embedding_array
 from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.progress import progress
@@ -245,7 +246,7 @@ class _CaptionEncoder:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         embeddings = self._model.encode_prompts(table["caption"].to_pylist())
-        return table.append_column("embedding", tensor_array(embeddings.float().cpu().numpy()))
+        return table.append_column("embedding", embedding_array(embeddings.float().cpu().numpy()))
 
 
 def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:

@@ -1,7 +1,8 @@
 """The folder that jobs/prepare.py fills: what it holds, and whether that fits a recipe.
 
 clips/*.parquet     id int64, video, caption, mean and logvar as fp32 tensors [C, F, h, w]; one row per row group
-captions.parquet    caption, embedding [L, C]; every distinct caption, and the negative prompt
+captions.parquet    caption, embedding; every distinct caption, and the negative prompt. An embedding is its `shape`
+                    [L, C] and its `values` without the rows of zeros at its end; in older folders a tensor [L, C]
 rejected.jsonl      video, caption, reason
 summary.json        what was done, with the fingerprint of what it was done with
 """

@@ -17,6 +17,7 @@ import ray
 import torch
 from torch import Tensor
 
+from rayvideo.data.trimmed import KIND, embedding_of
 from rayvideo.errors import UserError
 from rayvideo.seeding import generator_for
 from rayvideo.storage import locate
@@ -130,6 +131,8 @@ def _value(column: pa.ChunkedArray) -> Any:
     if isinstance(column.type, pa.FixedShapeTensorType):
         # A copy: a view would be read-only, and keep the whole block alive in the object store.
         return torch.from_numpy(np.array(column.combine_chunks().to_numpy_ndarray()[0]))
+    if column.type == KIND:
+        return torch.from_numpy(embedding_of(column[0]))
     return column[0].as_py()
 
 

@@ -16,6 +16,7 @@ from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.prepared import open_prepared
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.data.tasks import tensor_array
+from rayvideo.data.trimmed import embedding_array
 from rayvideo.data.video import ClipError, read_clip
 from rayvideo.doctor.thresholds import CLIPS, FRAMES_PER_CLIP
 from rayvideo.models import VideoModel, load_model
@@ -166,7 +167,7 @@ def _encode(recipe: Recipe, vae: VideoModel, entries: Sequence[Entry], pixels: T
     )
     texts = list(dict.fromkeys([recipe.model.negative_prompt, *(entry["caption"] for entry in entries)]))
     embeddings = load_model(recipe.model.path, family=recipe.model.family, parts=("text",)).encode_prompts(texts)
-    captions = ray.put(pa.table({"caption": texts, "embedding": tensor_array(embeddings.float().numpy())}))
+    captions = ray.put(pa.table({"caption": texts, "embedding": embedding_array(embeddings.float().numpy())}))
     block, rejected = ray.put(clips), list[Rejected]()
     return LatentTable(
         [Place(block, row) for row in range(len(entries))],

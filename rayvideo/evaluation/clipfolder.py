@@ -49,7 +49,11 @@ class Row(NamedTuple):
 def settings(recipe: Recipe, adapter: str | None, *, merge: bool) -> dict[str, Any]:
     """Everything that a clip depends on, besides caption, seed and steps."""
     data, model = recipe.data, recipe.model
-    changed = {"shift": model.shift, "negative_prompt": model.negative_prompt or None}
+    changed = {
+        "shift": model.shift,
+        "negative_prompt": model.negative_prompt or None,
+        "tiled_decoding": model.tiled_decoding or None,
+    }
     return {
         "model": model_digest(model, GENERATING_PARTS),
         "adapter": [digest(read_bytes(join(adapter, name))) for name in ADAPTER_FILES] if adapter else None,

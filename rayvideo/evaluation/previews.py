@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation.captions import Prompt, file_name, shown
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
@@ -33,8 +33,8 @@ MIN_HEIGHT = 256  # pixels of a clip in a player
 Pixels = npt.NDArray[np.uint8]  # [N, F, H, W, 3]
 
 
-def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
-    """Caption -> embedding [L, C] of all captions that are shown, and of the negative prompt.
+def embed_shown(recipe: Recipe) -> dict[str, Trimmed]:
+    """Caption -> embedding of all captions that are shown, and of the negative prompt, as it is sent to workers.
 
     Loads the text tower for it and lets it go.
     """
@@ -43,7 +43,8 @@ def embed_shown(recipe: Recipe) -> dict[str, Tensor]:
         return {}
     logger.info("embedding %d captions of previews", len(captions))
     model = load_model(recipe.model.path, family=recipe.model.family, parts=("text",))
-    return embed_captions(model, captions, recipe.model.negative_prompt)
+    embeddings = embed_captions(model, captions, recipe.model.negative_prompt)
+    return {caption: Trimmed.of(embedding.float().numpy()) for caption, embedding in embeddings.items()}
 
 
 class Previews:
@@ -64,7 +65,7 @@ class Previews:
         self,
         recipe: Recipe,
         model: VideoModel,
-        embeddings: Mapping[str, Tensor],
+        embeddings: Mapping[str, Trimmed],
         pool: RewardPool,
         run_folder: str,
         tracker: Tracker | None,
@@ -75,7 +76,7 @@ class Previews:
     ) -> None:
         self._recipe = recipe
         self._model = model
-        self._embeddings = embeddings
+        self._embeddings = {caption: torch.from_numpy(one.whole()) for caption, one in embeddings.items()}
         self._pool = pool
         self._run_folder = run_folder
         self._tracker = tracker
@@ -150,6 +151,7 @@ class Previews:
             height=data.height,
             width=data.width,
             batch_size=options.batch_size,
+            tiled=self._recipe.model.tiled_decoding,
             embeddings=self._embeddings,
             told=told,
         )

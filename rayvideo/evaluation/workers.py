@@ -74,6 +74,7 @@ class ClipWorker:
                     height=data.height,
                     width=data.width,
                     batch_size=options.batch_size,
+                    tiled=self._recipe.model.tiled_decoding,
                 )
             clips[variant] = self._measured(to_pixels(generated))
         return prompts, clips

@@ -41,6 +41,7 @@ class ClipWriter:
             height=data.height,
             width=data.width,
             batch_size=options.batch_size,
+            tiled=self._recipe.model.tiled_decoding,
             fixed_batch=True,
         )
         written = []

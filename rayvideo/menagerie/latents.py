@@ -10,6 +10,7 @@ import torch
 
 from rayvideo.data.table import LatentTable, Place
 from rayvideo.data.tasks import FORMAT, tensor_array
+from rayvideo.data.trimmed import embedding_array
 from rayvideo.evaluation.generate import embed_captions
 from rayvideo.menagerie.build import training_clips
 from rayvideo.models import VideoModel
@@ -28,7 +29,7 @@ def drawn_table(model: VideoModel, count: int, folder: Path) -> LatentTable:
         "logvar": tensor_array(torch.cat([posterior.logvar for posterior in posteriors]).numpy()),
     }
     spoken = embed_captions(model, captions)
-    texts = {"caption": pa.array(list(spoken)), "embedding": tensor_array(torch.stack(list(spoken.values())).numpy())}
+    texts = {"caption": pa.array(list(spoken)), "embedding": embedding_array([one.numpy() for one in spoken.values()])}
     for name, content in (("clips", columns), ("captions", texts)):
         pq.write_table(pa.table(content), folder / f"{name}.parquet", row_group_size=1, **FORMAT)
     places = {caption: Place(f"{folder}/captions.parquet", row) for row, caption in enumerate(spoken)}

@@ -52,3 +52,8 @@ class Model(Section):
         description="Causal VAEs only: how many latent frames before a judged frame's own get its gradient. Less needs "
         "less memory; what is kept is exact. null: all.",
     )
+    tiled_decoding: bool = Field(
+        False,
+        description="Evaluation, previews and generation only: decode clips in overlapping tiles of 256 pixels, for "
+        "sizes whose decoding does not fit into memory. Pixels differ a little (docs/generation.md).",
+    )

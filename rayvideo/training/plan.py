@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from rayvideo.data.table import LatentTable
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.recipe import Recipe
 from rayvideo.runs.news import Board
 from rayvideo.serving.pool import RewardPool
@@ -24,7 +23,7 @@ class Plan:
     """Absolute path or URI."""
     table: LatentTable
     pool: RewardPool
-    shown: dict[str, Tensor]
+    shown: dict[str, Trimmed]
     """Embeddings of the captions whose clips are compared during training, and of ""."""
     tracking: RunRef
     call_id: str

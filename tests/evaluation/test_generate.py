@@ -11,8 +11,10 @@ from diffusers import TextToVideoSDPipeline
 from torch import Tensor
 
 from rayvideo import editing
+from rayvideo.evaluation import EvaluationError
 from rayvideo.evaluation.generate import embed_captions, generate_clips, to_frames, to_pixels
 from rayvideo.models import VideoModel, load_model
+from rayvideo.models.modelscope import ModelScope
 from rayvideo.seeding import generator_for
 
 CAPTIONS = ["red cat", "dog jumping", "a blue bird", "red cat", "cow"]
@@ -94,6 +96,41 @@ def test_guidance_leads_away_from_the_negative_prompt(model: VideoModel, clips: 
         output_type="pt", negative_prompt="dull",
     ).frames  # fmt: skip
     torch.testing.assert_close(made[0], away[1], atol=1e-4, rtol=0)
+
+
+def test_in_tiles_clips_that_are_larger_than_one_differ_a_little(model: VideoModel) -> None:
+    wide: dict[str, Any] = {**SIZE, "steps": 1, "frames": 1, "width": 448}
+    whole, tiled = (generate_clips(model, CAPTIONS[:1], SEEDS[:1], tiled=tiled, **wide) for tiled in (False, True))
+    assert tiled.shape == whole.shape == (1, 1, 3, 64, 448)
+    assert 0 < (tiled - whole).square().mean().sqrt() < 0.2 * whole.std()
+    small = [generate_clips(model, CAPTIONS[:1], SEEDS[:1], tiled=tiled, **SIZE) for tiled in (False, True)]
+    assert torch.equal(*small)
+
+
+class Hungry(ModelScope):
+    """Needs more memory than there is, to decode more than one frame of a tile, or to denoise several clips."""
+
+    def decode_frames(self, latents: Tensor, indices: Tensor | None = None, *, context: int | None = None) -> Tensor:
+        if latents.shape[2] > 1 or latents.shape[4] > 32:
+            torch.empty(2**60)
+        return super().decode_frames(latents, indices, context=context)
+
+    def predict(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        if len(latents) > 2:  # one clip, guided
+            torch.empty(2**60)
+        return super().predict(latents, timestep, prompt_embeds)
+
+
+def test_a_lack_of_memory_is_said_with_its_mend(tiny_pipeline: Path) -> None:
+    model = load_model(tiny_pipeline, family=f"{__name__}:Hungry")
+    wide: dict[str, Any] = {**SIZE, "steps": 1, "frames": 1, "width": 320}
+    with pytest.raises(EvaluationError, match=r"out of memory in decoding .*; set model.tiled_decoding=true \(.*alloc"):
+        generate_clips(model, CAPTIONS[:1], SEEDS[:1], **wide)
+    assert generate_clips(model, CAPTIONS[:1], SEEDS[:1], tiled=True, **wide).shape[-1] == 320
+    with pytest.raises(EvaluationError, match=r"in decoding .*; lower data.frames, data.height or data.width \("):
+        generate_clips(model, CAPTIONS[:1], SEEDS[:1], tiled=True, **{**wide, "frames": 2})
+    with pytest.raises(EvaluationError, match=r"in denoising .*; lower evaluation.batch_size 2, or the clips' size \("):
+        generate_clips(model, CAPTIONS[:2], SEEDS[:2], batch_size=2, **wide)
 
 
 def test_every_caption_needs_a_seed(model: VideoModel) -> None:

@@ -204,8 +204,14 @@ def test_what_is_there_is_not_made_again(recipe: Recipe, tmp_path: Path) -> None
 def test_another_negative_prompt_is_another_clip(recipe, tmp_path):
     """And an empty one leaves names as they were before there could be one."""
     away = recipe.model_copy(update={"model": recipe.model.model_copy(update={"negative_prompt": "dull"})})
-    assert not {"negative_prompt", "shift"} & settings(recipe, None, merge=False).keys()
+    assert not {"negative_prompt", "shift", "tiled_decoding"} & settings(recipe, None, merge=False).keys()
     both = [order(one, listed(tmp_path, "red cat"), None) for one in (recipe, away)]
     (plain,), (changed,) = (write(one, tmp_path) for one in both)
     assert plain.file != changed.file
     assert not np.array_equal(pixels(tmp_path, plain), pixels(tmp_path, changed))
+
+
+def test_clips_that_are_decoded_in_tiles_have_names_of_their_own(recipe, tmp_path):
+    tiled = recipe.model_copy(update={"model": recipe.model.model_copy(update={"tiled_decoding": True})})
+    files = {order(one, listed(tmp_path, "red cat"), None).rows[0].file for one in (recipe, tiled)}
+    assert len(files) == 2

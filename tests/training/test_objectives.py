@@ -185,6 +185,21 @@ def test_rwr_can_learn_the_clips_of_the_data_and_generates_nothing_then(tiny_pip
     torch.testing.assert_close(made.pixels, model.decode_frames(made.path[0], made.drawn).clamp(0, 1))
 
 
+def test_what_is_trained_on_is_never_decoded_in_tiles(tiny_pipeline, table):
+    """Frames wider than a tile: a gradient through tiles would be another one."""
+    plain = recipe_for(tiny_pipeline, objective="draft")
+    tiled = plain.model_copy(update={"model": plain.model.model_copy(update={"tiled_decoding": True})})
+    model = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+    latents, found = torch.randn(1, 4, 1, 4, 40), []
+    for recipe in (plain, tiled):
+        start = latents.clone().requires_grad_()
+        objective = objectives.build(recipe, model, table.unconditional(), Clock(CPU))
+        made = objective._show(start, table.rows([0]), torch.tensor([[0]]), 1)
+        found.append((made.pixels.detach(), torch.autograd.grad(made.pixels.square().sum(), start)[0]))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert found[0][1].any()
+
+
 def test_ddpo_goes_over_the_very_steps_it_took(tiny_pipeline, table):
     recipe = recipe_for(tiny_pipeline, objective="ddpo", ddpo={"updates": 2, "clip_range": 1e-4})
     run = Run(recipe, table)
