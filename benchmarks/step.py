@@ -3,14 +3,13 @@
     python benchmarks/step.py --rounds 7 --json step.json > step.md
 
 D = 20, the last 12 steps, K = 1, two clips. All ways take turns in one process, each round in another order, so that
-other work on the machine hits all of them alike; times are medians of ratios within a round. Memory is measured once for
-each way: `peak` is all tensors that are alive at once beyond the weights, `kept` what autograd holds when the loss is
-there.
+other work on the machine hits all of them alike; times are medians of ratios within a round. Memory is measured once
+for each way: `peak` is all tensors that are alive at once beyond the weights, `kept` the most that autograd holds.
 
-The release's step is made of this package's parts in the release's order: clips and captions are encoded again in every
-step, guidance is two calls, all frames are decoded one by one, the judge's own weights get gradients, checkpoints are
-nested (the step, and the blocks in it), and an average of every weight is kept. The "release, but" lines leave out one of
-these each; the "rayvideo" lines are this package's trainer with its DeepSpeed engine and a judge in the same process.
+The release's step is made of this package's parts in the release's order: clips and captions are encoded again in
+every step, guidance is two calls, all frames are decoded one by one, the judge's own weights get gradients, checkpoints
+are nested (the step, and the blocks in it), and an average of every weight is kept. The "release, but" lines leave out
+one of these each; the "rayvideo" lines are this package's trainer with its DeepSpeed engine and a judge in the same process.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory

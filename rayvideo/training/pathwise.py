@@ -31,14 +31,23 @@ class Pathwise(Objective[OptionsT]):
     needs_gradient = True
 
     @classmethod
+    def most_rollout_steps(cls, recipe: Recipe, run: int) -> int:
+        """Those before the last K, or before the first that `editing.grad_on` names."""
+        chosen = recipe.editing
+        if chosen.grad_on == "random":
+            return run
+        return min(editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run), default=run)
+
+    @classmethod
     def check_steps(cls, recipe: Recipe, run: int) -> None:
         """Also refuse those that `editing.grad_on` names."""
-        super().check_steps(recipe, run)
         chosen = recipe.editing
-        try:
-            editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
-        except ValueError as error:
-            raise ValueError(f"editing.grad_on: {error}") from None
+        if run >= chosen.grad_steps:  # else `super` says so
+            try:
+                editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
+            except ValueError as error:
+                raise ValueError(f"editing.grad_on: {error}") from None
+        super().check_steps(recipe, run)
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:
