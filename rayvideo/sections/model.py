@@ -17,6 +17,12 @@ class Lora(Section):
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Name endings of the layers that get a pair."
     )
+    start: FilePath | Annotated[dict[Literal["high", "low"], FilePath], Field(min_length=1)] | None = Field(
+        None,
+        description="An adapter to begin from: a folder in PEFT's format, or a .safetensors file as diffusers, ComfyUI "
+        "and kohya's scripts name its tensors, that all machines see, or a URI. For a model with two denoisers also "
+        "{high: …, low: …} (docs/models.md). null: one that changes nothing yet.",
+    )
 
 
 class Model(Section):

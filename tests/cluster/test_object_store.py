@@ -12,6 +12,7 @@ from rayvideo.runs.checkpoints import Part, newest_good, upload
 from rayvideo.runs.folder import copy_adapter, write_summary
 from rayvideo.runs.journal import Best, Journal
 from rayvideo.storage import (
+    fetched,
     is_file,
     join,
     locate,
@@ -89,7 +90,7 @@ def test_the_newest_good_checkpoint_is_found_and_fetched(store, tmp_path):
     assert [(one.name, one.unfinished) for one in refused] == [
         ("step-000010", True), ("step-000008", False), ("step-000006", False),
     ]  # fmt: skip
-    with checkpoints.fetched(good.folder) as files:
+    with fetched(good.folder) as files:
         assert copy_adapter(files / "adapter", run_folder) == join(run_folder, "adapter")
     assert read_bytes(join(run_folder, "adapter/weights")) == bytes(1000)
 
