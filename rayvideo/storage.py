@@ -106,6 +106,8 @@ def fetched(path: str) -> Iterator[Path]:
         return
     with TemporaryDirectory() as local:
         here = Path(local, inner.rpartition("/")[2])
+        if not filesystem.get_file_info(inner).is_file:
+            here.mkdir()
         pa.fs.copy_files(inner, str(here), source_filesystem=filesystem)
         yield here
 

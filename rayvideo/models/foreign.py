@@ -63,7 +63,7 @@ def read(path: str, family: type[VideoModel]) -> dict[str, Pair]:
             tensors = {f"{PREFIX}{name}": tensor for name, tensor in adapter.matrices.items()}
             return _paired(tensors, {PREFIX: adapter.alpha / adapter.rank})
         except UserError as error:
-            said = str(error).removeprefix(str(here)).removeprefix(":").lstrip()
+            said = str(error).removeprefix(str(here)).removeprefix(":").lstrip().replace(str(here), path)
             raise ModelError(f"{path}: {said}") from error
 
 
@@ -109,7 +109,7 @@ def _pair(name: str, parts: Mapping[str, Tensor], scales: Mapping[str, float]) -
     if missing := sorted({"A", "B"} - parts.keys()):
         raise ModelError(f"{name!r} has {', '.join(sorted(parts))}, but no matrix {' and no '.join(missing)}")
     a, b = parts["A"], parts["B"]
-    if a.ndim < 2 or b.ndim < 2 or len(a) != b.shape[1]:
+    if a.ndim < 2 or b.ndim < 2 or not len(a) == b.shape[1] > 0:
         raise ModelError(f"{name!r}: A {list(a.shape)} and B {list(b.shape)} are no pair of one rank")
     scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
     if "α" in parts:

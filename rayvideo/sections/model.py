@@ -19,9 +19,9 @@ class Lora(Section):
     )
     start: FilePath | Annotated[dict[Literal["high", "low"], FilePath], Field(min_length=1)] | None = Field(
         None,
-        description="An adapter to begin from: a folder in PEFT's format, or a .safetensors file as diffusers, ComfyUI "
-        "and kohya's scripts name its tensors, that all machines see, or a URI. For a model with two denoisers also "
-        "{high: …, low: …} (docs/models.md). null: one that changes nothing yet.",
+        description="An adapter to begin from: a folder of PEFT's or a .safetensors file as diffusers, ComfyUI and "
+        "kohya's scripts write it, which all machines see, or its URI; for a model with two denoisers also "
+        "{high: FILE, low: FILE} (docs/checkpoints.md). null: a fresh one, which changes nothing yet.",
     )
 
 
