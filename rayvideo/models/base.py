@@ -184,12 +184,13 @@ class VideoModel(ABC):
 
     @classmethod
     def original_name(cls, layer: str) -> str:
-        """What a layer of the denoiser is called in the family's own code, and so in ComfyUI.
+        """What a layer of the denoiser is called in the family's own code, and so in ComfyUI and in kohya's scripts.
 
         Raises:
             ModelError: it has no name there.
         """
-        raise ModelError(f"{cls.__name__} has no names of ComfyUI's; export it with kohya's, which ComfyUI reads too")
+        mend = "kohya's, which ComfyUI reads too" if cls.component == "unet" else "those of diffusers"
+        raise ModelError(f"{cls.__name__} has no names of ComfyUI's; export it with {mend}")
 
     @staticmethod
     def _need(part: T | None, name: Part) -> T:

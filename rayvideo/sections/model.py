@@ -17,6 +17,12 @@ class Lora(Section):
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Name endings of the layers that get a pair."
     )
+    start: FilePath | Annotated[dict[Literal["high", "low"], FilePath], Field(min_length=1)] | None = Field(
+        None,
+        description="An adapter to begin from: a folder of PEFT's or a .safetensors file as diffusers, ComfyUI and "
+        "kohya's scripts write it, which all machines see, or its URI; for a model with two denoisers also "
+        "{high: FILE, low: FILE} (docs/checkpoints.md). null: a fresh one, which changes nothing yet.",
+    )
 
 
 class Model(Section):
