@@ -169,14 +169,14 @@ class Objective(ABC, Generic[OptionsT]):
         Raises:
             ValueError: naming the key.
         """
+        if run < recipe.editing.grad_steps:
+            raise ValueError(f"the chain has {run} steps, fewer than editing.grad_steps {recipe.editing.grad_steps}")
         wanted, most = recipe.editing.rollout_steps, cls.most_rollout_steps(recipe, run)
         if wanted is not None and wanted > most:
             raise ValueError(
                 f"editing.rollout_steps {wanted}: {most} of the chain's {run} steps come before the first one with a "
                 "gradient; allowed: up to that, or null"
             )
-        if run < recipe.editing.grad_steps:
-            raise ValueError(f"the chain has {run} steps, fewer than editing.grad_steps {recipe.editing.grad_steps}")
 
     @classmethod
     def most_rollout_steps(cls, recipe: Recipe, run: int) -> int:

@@ -32,22 +32,17 @@ class Pathwise(Objective[OptionsT]):
 
     @classmethod
     def most_rollout_steps(cls, recipe: Recipe, run: int) -> int:
-        """Those before the last K, or before the first that `editing.grad_on` names."""
-        chosen = recipe.editing
-        if chosen.grad_on == "random":
-            return run
-        return min(editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run), default=run)
+        """Those before the last K, or before the first that `editing.grad_on` names.
 
-    @classmethod
-    def check_steps(cls, recipe: Recipe, run: int) -> None:
-        """Also refuse those that `editing.grad_on` names."""
+        Raises:
+            ValueError: it names one that the chain does not have.
+        """
         chosen = recipe.editing
-        if run >= chosen.grad_steps:  # else `super` says so
-            try:
-                editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
-            except ValueError as error:
-                raise ValueError(f"editing.grad_on: {error}") from None
-        super().check_steps(recipe, run)
+        try:
+            first = min(editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run), default=run)
+        except ValueError as error:
+            raise ValueError(f"editing.grad_on: {error}") from None
+        return run if chosen.grad_on == "random" else first
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:

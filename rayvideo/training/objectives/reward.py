@@ -45,11 +45,12 @@ class InstructVideo(Pathwise[Section]):
             grad_on, times = self._steps_with_gradient(step), self._recipe.editing.reuse
             first = min(grad_on)
             rolled = self._roll_out(clips, noisy, self._chain.first(first))
+            drawn = self._draw_frames(generators)
             if times > 1:
                 rolled = torch.cat([rolled, *self._renoised(clips, rolled, first, times - 1, generators)])
+                drawn = torch.cat([drawn, *(self._draw_frames(generators) for _ in range(times - 1))])
                 clips = clips.repeated(times)
             edited = self._finish(clips, rolled, self._chain, grad_on)
-        drawn = torch.cat([self._draw_frames(generators) for _ in range(times)])
         return self._show(edited, clips, drawn, step)
 
     def _renoised(
