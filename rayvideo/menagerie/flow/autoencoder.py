@@ -56,8 +56,10 @@ def build_autoencoder() -> AutoencoderKLWan:
     return vae
 
 
-def train_autoencoder(pool: Pool, work: Path, *, frame_steps: int, short_steps: int, steps: int) -> AutoencoderKLWan:
-    """Train on single frames, then on clips of 5 frames, then on whole ones; each of varied quality.
+def train_autoencoder(
+    pool: Pool, work: Path, *, frame_steps: int, short_steps: int, steps: int, more_steps: int
+) -> AutoencoderKLWan:
+    """Train on single frames, then on clips of 5 frames, then twice on whole ones; each of varied quality.
 
     A clip's first frame goes through the VAE as an image does, so that frames teach it what things look like at a
     fraction of the cost. The spread of each latent channel, measured on the pool, becomes `latents_mean` and
@@ -68,7 +70,7 @@ def train_autoencoder(pool: Pool, work: Path, *, frame_steps: int, short_steps: 
     length = pool.frames.shape[1]
 
     def losses_of(step: int, frames: int, batch: int) -> Losses:
-        rng = random.Random(f"causal-autoencoder-{frames}-{step}")
+        rng = random.Random(f"causal-autoencoder-{frames}-{batch}-{step}")
         clips = sample_clips(pool, rng, batch, frames)
         with autocast(CPU):
             posterior = vae.encode(clips.transpose(1, 2)).latent_dist
@@ -84,7 +86,12 @@ def train_autoencoder(pool: Pool, work: Path, *, frame_steps: int, short_steps: 
     parts = {"vae": vae}
     with _as_images(vae):
         fit("flow-vae-frames", parts, lambda i: losses_of(i, 1, 24), steps=frame_steps, lr=3e-3, work=work)
-    for name, frames, batch, count, lr in (("short", 5, 6, short_steps, 2e-3), ("clips", length, 3, steps, 1.5e-3)):
+    stages = (
+        ("short", 5, 6, short_steps, 2e-3),
+        ("clips", length, 3, steps, 1.5e-3),
+        ("more", length, 4, more_steps, 1.5e-3),
+    )
+    for name, frames, batch, count, lr in stages:
         vae.requires_grad_(True)
         loss = partial(losses_of, frames=frames, batch=batch)
         fit(f"flow-vae-{name}", parts, loss, steps=count, lr=lr, work=work, average=0.995)
