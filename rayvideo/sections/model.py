@@ -49,9 +49,10 @@ class Model(Section):
         description="Models with two denoisers only: which gets the adapter, the one for little noise, the one for "
         "much, or both. null: the one that the chain visits last, low.",
     )
-    checkpointing: Literal["none", "step", "blocks", "both"] = Field(
+    checkpointing: Literal["none", "step", "blocks", "both", "clips"] = Field(
         "blocks",
-        description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing.",
+        description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing. "
+        "clips: both, one clip and one of guidance's prompts at a time: the least memory (docs/speed.md).",
     )
     vae_context: Annotated[int, Field(ge=0)] | None = Field(
         1,

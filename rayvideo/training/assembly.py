@@ -12,6 +12,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.models import VideoModel, load_model, start
 from rayvideo.models.experts import trained_expert
 from rayvideo.models.lora import add_lora
+from rayvideo.models.pieces import feed_forward_in_pieces
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
@@ -67,8 +68,10 @@ def assemble(
         device=device,
         parts=("denoiser", "vae"),
     )
-    if recipe.model.checkpointing in ("blocks", "both"):
+    if recipe.model.checkpointing in ("blocks", "both", "clips"):
         model.enable_checkpointing()
+    if recipe.model.checkpointing == "clips":
+        feed_forward_in_pieces(model.denoiser)
     lora, expert = recipe.model.lora, trained_expert(model.denoiser, recipe.model.train)
     adapted = add_lora(model.denoiser, lora, seed_for(recipe.seed, "lora"), within=expert)
     if fresh:

@@ -212,7 +212,8 @@ class Objective(ABC, Generic[OptionsT]):
 
     def _predict(self, clips: Batch) -> editing.Predict:
         """The guided prediction for the clips' captions."""
-        return self._model.guided(clips.embeddings, self._unconditional, self._recipe.editing.guidance)
+        scale, apart = self._recipe.editing.guidance, self._recipe.model.checkpointing == "clips"
+        return self._model.guided(clips.embeddings, self._unconditional, scale, apart=apart)
 
     def _denoise(self, clips: Batch, noisy: Tensor, chain: Chain, grad_on: frozenset[int] = frozenset()) -> Tensor:
         """The chain (Eq. 3, 4) with a gradient through the predictions of the steps `grad_on`, counted from 0."""

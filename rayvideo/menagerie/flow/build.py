@@ -20,7 +20,7 @@ from rayvideo.menagerie.build import POOL, POOL_SEED, UNSEEN_SEED, WEIGHTS, fram
 from rayvideo.menagerie.card import write_card
 from rayvideo.menagerie.classifier import KindClassifier
 from rayvideo.menagerie.flow import LENGTH
-from rayvideo.menagerie.flow.autoencoder import decode, train_autoencoder
+from rayvideo.menagerie.flow.autoencoder import decode, sharpen_decoder, train_autoencoder
 from rayvideo.menagerie.flow.denoiser import build_scheduler, encode_pool, train_denoiser
 from rayvideo.menagerie.judges import load_judge
 from rayvideo.menagerie.pool import Pool
@@ -50,6 +50,7 @@ def build_pipeline(work: Path) -> Path:
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
         transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=4000, clip_steps=7500)
+        sharpen_decoder(vae, pool, work, steps=1500)
         WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
     return folder
 
