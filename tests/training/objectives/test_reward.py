@@ -13,6 +13,7 @@ from rayvideo.data.table import Batch
 from rayvideo.errors import RecipeError
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
+from rayvideo.models.pieces import feed_forward_in_pieces
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Lora
 from rayvideo.training import objectives
@@ -109,6 +110,27 @@ def test_recomputing_changes_nothing(tiny_pipeline, model, checkpointing):
     if checkpointing != "step":
         other.enable_checkpointing()
     assert torch.equal(gradient(model, "none"), gradient(other, checkpointing))
+
+
+def test_one_clip_and_prompt_at_a_time_is_the_same_but_for_last_bits(tiny_pipeline, model):
+    calls: list[int] = []
+    made = {}
+    for kind in ("none", "clips"):
+        loaded = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+        loaded.denoiser = add_lora(loaded.denoiser, Lora(), seed=0)
+        if kind == "clips":
+            loaded.enable_checkpointing()
+            feed_forward_in_pieces(loaded.denoiser)
+        recipe = recipe_with(model={"path": "unused", "checkpointing": kind})
+        asked = watch(loaded)
+        pixels, _ = edit(recipe, loaded, clips(1, 2))
+        calls = [len(latents) for latents, _ in asked]
+        pixels.square().mean().backward()
+        gradient = [w.grad for w in lora_parameters(loaded.denoiser).values() if w.grad is not None]
+        made[kind] = pixels.detach(), torch.cat([one.flatten() for one in gradient])
+    assert set(calls) == {1}
+    for ours, whole in zip(made["clips"], made["none"], strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-6 + 1e-4 * whole.abs().max().item())
 
 
 def test_saturated_pixels_are_counted_and_clamped(model):
