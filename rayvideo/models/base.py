@@ -181,6 +181,14 @@ class VideoModel(ABC):
     def enable_checkpointing(self) -> None:
         """Recompute the activations of the denoiser's and the VAE decoder's blocks in the backward pass."""
 
+    def compile_blocks(self) -> None:
+        """Have the denoiser's blocks compiled (torch.compile) when they run first; before `enable_checkpointing`.
+
+        Raises:
+            ModelError: the family does not offer it.
+        """
+        raise ModelError(f"model.compile 'blocks': {type(self).__name__} does not offer it; allowed: 'none'")
+
     def to(self, device: torch.device | str) -> Self:
         """Move every loaded part, and note the `device`; number formats stay as they are."""
         for part in self._modules():

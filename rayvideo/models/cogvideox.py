@@ -205,6 +205,12 @@ class CogVideoX(VideoModel):
         _refuse_other("data.width", width, tile, 0, f"multiples of {tile}")
         return config.latent_channels, (frames - 1) // self._stride + 1, height // factor, width // factor
 
+    def compile_blocks(self) -> None:
+        """All blocks of the transformer are alike: one compilation serves them."""
+        for module in self.denoiser.modules():
+            if isinstance(module, CogVideoXTransformer3DModel):
+                module.compile_repeated_blocks()
+
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, of the VAE's decoder."""
         for module in self.denoiser.modules():

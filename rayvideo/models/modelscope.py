@@ -127,6 +127,11 @@ class ModelScope(VideoModel):
             )
         return config.latent_channels, frames, height // factor, width // factor
 
+    def compile_blocks(self) -> None:
+        """Blocks of different widths are compiled one by one, so that the first step takes long."""
+        for block in blocks(self.denoiser):
+            block.forward = torch.compile(block.forward)
+
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, of the VAE's decoder."""
         enable_checkpointing(self.denoiser)

@@ -54,6 +54,11 @@ class Model(Section):
         description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing. "
         "clips: both, one clip and one of guidance's prompts at a time: the least memory (docs/speed.md).",
     )
+    compile: Literal["none", "blocks"] = Field(
+        "none",
+        description="blocks: the denoiser's blocks are compiled (torch.compile) in the first steps: minutes, "
+        "and a C++ compiler on every machine. Results differ in last bits (docs/speed.md).",
+    )
     vae_context: Annotated[int, Field(ge=0)] | None = Field(
         1,
         description="Causal VAEs only: how many latent frames before a judged frame's own get its gradient. Less needs "

@@ -68,6 +68,8 @@ def assemble(
         device=device,
         parts=("denoiser", "vae"),
     )
+    if recipe.model.compile == "blocks":
+        model.compile_blocks()
     if recipe.model.checkpointing in ("blocks", "both", "clips"):
         model.enable_checkpointing()
     if recipe.model.checkpointing == "clips":

@@ -49,7 +49,7 @@ def build_pipeline(work: Path) -> Path:
             vae.save_pretrained(work / "flow-vae")
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
-        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=4000, clip_steps=7500)
+        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=3000, clip_steps=5500)
         sharpen_decoder(vae, pool, work, steps=1500)
         WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
     return folder

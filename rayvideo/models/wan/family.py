@@ -172,6 +172,12 @@ class Wan(VideoModel):
                 )
         return vae.config.z_dim, (frames - 1) // every + 1, height // factor, width // factor
 
+    def compile_blocks(self) -> None:
+        """All blocks of a transformer are alike: one compilation serves them."""
+        self._need(self._denoiser, "denoiser")
+        for transformer in self._transformers():
+            transformer.compile_repeated_blocks()
+
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, the chunks and blocks of the VAE's decoder."""
         self._need(self._denoiser, "denoiser")
