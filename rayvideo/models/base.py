@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -188,6 +189,15 @@ class VideoModel(ABC):
             ModelError: the family does not offer it.
         """
         raise ModelError(f"model.compile 'blocks': {type(self).__name__} does not offer it; allowed: 'none'")
+
+    def cached(self, threshold: float) -> AbstractContextManager[None]:
+        """Within this context, that of one chain of steps without a gradient, the denoiser may leave out blocks that
+        would say about what they said before; the lower the threshold, the fewer.
+
+        Raises:
+            ModelError: the family does not offer it.
+        """
+        raise ModelError(f"editing.rollout_cache {threshold}: {type(self).__name__} does not offer it; allowed: null")
 
     def to(self, device: torch.device | str) -> Self:
         """Move every loaded part, and note the `device`; number formats stay as they are."""

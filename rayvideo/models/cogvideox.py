@@ -7,6 +7,7 @@ take a whole piece together, so that pieces have to be cut where the VAE itself 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from typing_extensions import Self
 
 from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
+from rayvideo.models.caching import first_block_cache
 from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Diffusion
@@ -207,17 +209,23 @@ class CogVideoX(VideoModel):
 
     def compile_blocks(self) -> None:
         """All blocks of the transformer are alike: one compilation serves them."""
-        for module in self.denoiser.modules():
-            if isinstance(module, CogVideoXTransformer3DModel):
-                module.compile_repeated_blocks()
+        for transformer in self._transformers():
+            transformer.compile_repeated_blocks()
+
+    def cached(self, threshold: float) -> AbstractContextManager[None]:
+        """diffusers' First Block Cache."""
+        return first_block_cache(self._transformers(), threshold)
 
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, of the VAE's decoder."""
-        for module in self.denoiser.modules():
-            if isinstance(module, CogVideoXTransformer3DModel):
-                module.enable_gradient_checkpointing(recompute)
+        for transformer in self._transformers():
+            transformer.enable_gradient_checkpointing(recompute)
         if self._vae is not None:
             self._vae.enable_gradient_checkpointing(recompute)
+
+    def _transformers(self) -> list[Any]:
+        """The denoiser; also inside an adapter."""
+        return [module for module in self.denoiser.modules() if isinstance(module, CogVideoXTransformer3DModel)]
 
     @property
     def _stride(self) -> int:

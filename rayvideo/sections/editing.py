@@ -52,6 +52,12 @@ class Editing(Section):
     rollout_steps: Positive | None = Field(
         None, description="How many steps are made of those before the first one with a gradient; null: all of them."
     )
+    rollout_cache: float | None = Field(
+        None,
+        gt=0,
+        description="Transformers only: in these steps the blocks behind the first are left out where that changed by "
+        "less than this since they were run; 0.05 is little (diffusers' First Block Cache). null: all are run.",
+    )
     guidance_interval: tuple[float, float] | None = Field(
         None,
         description="Noise levels [lowest, highest] in which steps before the first one with a gradient are guided; "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, TypeVar
@@ -31,6 +32,9 @@ from rayvideo.training.meters import Clock
 if TYPE_CHECKING:  # a recipe is made of the objectives' options, and clips come from tables that need Ray
     from rayvideo.data.table import Batch
     from rayvideo.recipe import Recipe
+
+ROLLOUT = ("rollout_solver", "rollout_steps", "rollout_cache", "guidance_interval")
+"""Options of `editing` for steps without a gradient."""
 
 OptionsT = TypeVar("OptionsT", bound=Section)
 
@@ -146,7 +150,7 @@ class Objective(ABC, Generic[OptionsT]):
         Raises:
             ValueError: naming the key, what it is, and what is allowed.
         """
-        for key in () if cls.rolls_out else ("rollout_solver", "rollout_steps", "guidance_interval"):
+        for key in () if cls.rolls_out else ROLLOUT:
             _require_default(recipe, key)
         if not cls.reuses:
             _require_default(recipe, "reuse")
@@ -226,7 +230,9 @@ class Objective(ABC, Generic[OptionsT]):
         alone = self._model.guided(clips.embeddings, self._unconditional, 1)
         predict_at = guided_within(self._predict(clips), alone, self._model.schedule, chosen.guidance_interval)
         steps = None if chosen.rollout_steps is None else min(chosen.rollout_steps, chain.steps)
-        return roll_out(predict_at, noisy, self._model.schedule, chain, chosen.rollout_solver, steps)
+        threshold = chosen.rollout_cache
+        with nullcontext() if threshold is None else self._model.cached(threshold):
+            return roll_out(predict_at, noisy, self._model.schedule, chain, chosen.rollout_solver, steps)
 
     def _finish(self, clips: Batch, latents: Tensor, chain: Chain, grad_on: frozenset[int]) -> Tensor:
         """The steps of a chain from the first of `grad_on` on; latents are at that one's level."""

@@ -106,6 +106,11 @@ def _check_model(recipe: Recipe, objective: type[Objective[Any]], *, fresh: bool
     expert = trained_expert(model.denoiser, recipe.model.train)
     if expert is not None:
         _check_visited(recipe, model, expert, chain)
+    if recipe.model.compile == "blocks":
+        model.compile_blocks()
+    if recipe.editing.rollout_cache is not None:
+        with model.cached(recipe.editing.rollout_cache):
+            pass
     adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed, within=expert)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
     if fresh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing_extensions import Self
 
 from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
+from rayvideo.models.caching import first_block_cache
 from rayvideo.models.experts import Experts
 from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.index import read_index
@@ -177,6 +179,10 @@ class Wan(VideoModel):
         self._need(self._denoiser, "denoiser")
         for transformer in self._transformers():
             transformer.compile_repeated_blocks()
+
+    def cached(self, threshold: float) -> AbstractContextManager[None]:
+        """diffusers' First Block Cache."""
+        return first_block_cache(self._transformers(), threshold)
 
     def enable_checkpointing(self) -> None:
         """Recompute the blocks of the denoiser and, if it is loaded, the chunks and blocks of the VAE's decoder."""
