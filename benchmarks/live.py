@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -45,3 +46,39 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._now -= size
+
+
+class Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes of distinct tensors that autograd holds at once, weights not among them."""
+
+    def __init__(self) -> None:
+        self.most, self._now = 0, 0
+        self._alive: dict[int, int] = {}
+        super().__init__(self._pack, lambda held: held.tensor)
+
+    def _pack(self, tensor: Tensor) -> _Held:
+        return _Held(self, tensor)
+
+    def add(self, tensor: Tensor) -> None:
+        """One more holds this tensor's storage."""
+        key = tensor.untyped_storage().data_ptr()
+        self._alive[key] = self._alive.get(key, 0) + 1
+        if self._alive[key] == 1 and not isinstance(tensor, torch.nn.Parameter):
+            self._now += tensor.untyped_storage().nbytes()
+            self.most = max(self.most, self._now)
+
+    def drop(self, tensor: Tensor) -> None:
+        """One less does."""
+        key = tensor.untyped_storage().data_ptr()
+        self._alive[key] -= 1
+        if not self._alive[key] and not isinstance(tensor, torch.nn.Parameter):
+            self._now -= tensor.untyped_storage().nbytes()
+
+
+class _Held:
+    def __init__(self, kept: Kept, tensor: Tensor) -> None:
+        self.tensor, self._kept = tensor, kept
+        kept.add(tensor)
+
+    def __del__(self) -> None:
+        self._kept.drop(self.tensor)

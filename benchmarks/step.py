@@ -22,24 +22,19 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from benchmarks.live import LiveBytes
-from rayvideo import editing
-from rayvideo.menagerie.build import WEIGHTS, training_clips
-from rayvideo.menagerie.judges import load_judge
+from benchmarks.live import Kept, LiveBytes
+from benchmarks.release import ReleaseTrainer, Ways
+from rayvideo.menagerie.build import training_clips
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
-from rayvideo.models.lora import add_lora, lora_parameters
 from rayvideo.recipe import Recipe, load_recipe
-from rayvideo.rewards.pixels import clamp_pixels
-from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
 from rayvideo.serving.local import LocalPool
 from rayvideo.settling import settle
 from rayvideo.training.assembly import assemble
@@ -54,85 +49,23 @@ PAPER = (
     "training.precision=fp32",
     "training.zero_stage=0",
 )
+SOLVER = ("editing.rollout_solver=dpmsolver++", "editing.rollout_steps=4")
+INTERVAL = "editing.guidance_interval=[0.3,0.7]"
 OURS = {
     "rayvideo, checkpointing none": ["model.checkpointing=none"],
     "rayvideo, checkpointing blocks": ["model.checkpointing=blocks"],
     "rayvideo, checkpointing both": ["model.checkpointing=both"],
     "rayvideo, checkpointing clips": ["model.checkpointing=clips"],
+    "rayvideo, clips and frames one by one": ["model.checkpointing=clips", "reward.decode=frame_by_frame"],
+    "rayvideo, none, dpmsolver++ in 4": ["model.checkpointing=none", *SOLVER],
+    "rayvideo, none, guidance from .3 to .7": ["model.checkpointing=none", INTERVAL],
+    "rayvideo, none, both of these": ["model.checkpointing=none", *SOLVER, INTERVAL],
 }
-CLIPS, BATCH, FRAMES, SEGMENTS = 8, 2, 16, 4
+CLIPS, BATCH = 8, 2
 MIB = 2**20
 
 Step = Callable[[int], object]
 """Makes one optimizer step of this number."""
-
-
-@dataclass(frozen=True)
-class Ways:
-    """What the release does and rayvideo does not."""
-
-    encodes_again: bool = True
-    two_calls: bool = True
-    decodes_all: bool = True
-    tunes_judge: bool = True
-    nested: bool = True
-    averages: bool = True
-
-
-def release_step(ways: Ways) -> Step:
-    """A step of the release's kind, with its own model, judge and optimizer."""
-    model, judge = load_model(WEIGHTS / "pipeline"), load_judge(WEIGHTS / "judge").requires_grad_(ways.tunes_judge)
-    model.denoiser = add_lora(model.denoiser, load_recipe(RECIPE).model.lora, seed=0)
-    if ways.nested:
-        model.enable_checkpointing()
-    optimizer = torch.optim.AdamW(lora_parameters(model.denoiser).values(), lr=1e-5, weight_decay=0.0)
-    average = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
-    clips, captions = training_clips(CLIPS, seed=100)
-    chain = model.schedule.chain(20, 0.6)
-    posteriors = [model.encode_frames(clip[None]) for clip in clips]
-    embeddings = model.encode_prompts([*captions, ""])
-
-    def step(number: int) -> None:
-        chosen = [(number * BATCH + i) % CLIPS for i in range(BATCH)]
-        generators = [torch.Generator().manual_seed(number * BATCH + i) for i in range(BATCH)]
-        names = [captions[i] for i in chosen]
-        if ways.encodes_again:
-            latents = model.encode_frames(clips[chosen]).sample(generators)
-            spoken, empty = model.encode_prompts(names), model.encode_prompts([""])
-        else:
-            parts = [posteriors[i].sample([one]) for i, one in zip(chosen, generators, strict=True)]
-            latents, spoken, empty = torch.cat(parts), embeddings[chosen], embeddings[-1:]
-        noise = editing.offset_noise(latents, 0.1, generators)
-        noisy = model.schedule.corrupt(latents, noise, chain.levels[0])
-        if ways.two_calls:
-
-            def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-                unconditional = model.predict(latents, timestep, empty.expand_as(spoken))
-                return unconditional + 3.0 * (model.predict(latents, timestep, spoken) - unconditional)
-
-        else:
-            predict = model.guided(spoken, empty, 3.0)
-        last = frozenset({chain.steps - 1})
-        edited = editing.run_chain(predict, noisy, model.schedule, chain, grad_on=last, checkpoint=ways.nested)
-        drawn = sample_segments(BATCH, FRAMES, SEGMENTS, generator=generators)
-        if ways.decodes_all:
-            every = [model.decode_frames(edited, torch.full((BATCH, 1), frame)) for frame in range(FRAMES)]
-            pixels = torch.cat(every, 1)[torch.arange(BATCH)[:, None], drawn]
-        else:
-            pixels = model.decode_frames(edited, drawn)
-        frames = clamp_pixels(pixels, "hard").flatten(0, 1)
-        scores = judge.score(frames, [name for name in names for _ in range(SEGMENTS)]).unflatten(0, drawn.shape)
-        loss = (1 - video_reward(scores, attenuation(drawn, FRAMES))).mean()
-        optimizer.zero_grad()
-        judge.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if ways.averages:
-            with torch.no_grad():
-                for name, weight in model.denoiser.state_dict().items():
-                    average[name].copy_(average[name] * 0.9999 + weight * (1 - 0.9999))
-
-    return step
 
 
 def our_step(overrides: Sequence[str], folder: Path) -> Step:
@@ -183,42 +116,6 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes of distinct tensors that autograd holds at once, weights not among them."""
-
-    def __init__(self) -> None:
-        self.most, self._now = 0, 0
-        self._alive: dict[int, int] = {}
-        super().__init__(self._pack, lambda held: held.tensor)
-
-    def _pack(self, tensor: Tensor) -> _Held:
-        return _Held(self, tensor)
-
-    def add(self, tensor: Tensor) -> None:
-        """One more holds this tensor's storage."""
-        key = tensor.untyped_storage().data_ptr()
-        self._alive[key] = self._alive.get(key, 0) + 1
-        if self._alive[key] == 1 and not isinstance(tensor, torch.nn.Parameter):
-            self._now += tensor.untyped_storage().nbytes()
-            self.most = max(self.most, self._now)
-
-    def drop(self, tensor: Tensor) -> None:
-        """One less does."""
-        key = tensor.untyped_storage().data_ptr()
-        self._alive[key] -= 1
-        if not self._alive[key] and not isinstance(tensor, torch.nn.Parameter):
-            self._now -= tensor.untyped_storage().nbytes()
-
-
-class _Held:
-    def __init__(self, kept: Kept, tensor: Tensor) -> None:
-        self.tensor, self._kept = tensor, kept
-        kept.add(tensor)
-
-    def __del__(self) -> None:
-        self._kept.drop(self.tensor)
-
-
 def memory(step: Step) -> tuple[float, float]:
     """MiB of a step, measured in its second run: tensors alive at once beyond those before it, and kept by autograd."""
     step(0)
@@ -239,7 +136,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        steps = {name: release_step(chosen) for name, chosen in ways().items()}
+        clips, captions = training_clips(CLIPS, seed=100)
+        steps: dict[str, Step] = {
+            name: ReleaseTrainer(clips, captions, chosen, batch=BATCH).step for name, chosen in ways().items()
+        }
         steps |= {name: our_step(chosen, Path(folder, str(i))) for i, (name, chosen) in enumerate(OURS.items())}
         seconds = measure(steps, arguments.rounds)
         sizes = {name: memory(step) for name, step in steps.items()}
