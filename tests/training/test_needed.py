@@ -75,6 +75,13 @@ def test_one_line_says_what_previews_take(a14b: Path, tmp_path: Path, monkeypatc
     assert price_of_previews(recipe_of(a14b, tmp_path, previews=1, editing__strength=0.6)) is None
 
 
+def test_a_denoiser_may_stay_where_it_is_when_the_rest_moves(a14b: Path) -> None:
+    model: Any = load_model(a14b, parts=("low", "vae")).to("meta", ("vae",))
+    assert model.device.type == "meta"
+    assert {weight.device.type for weight in model.denoiser.parameters()} == {"cpu"}
+    assert {weight.device.type for weight in model._vae.parameters()} == {"meta"}
+
+
 def test_one_expert_alone_learns_and_predicts_as_beside_the_other(a14b: Path, tmp_path: Path) -> None:
     both: Any = load_model(a14b, parts=("denoiser",))
     low: Any = load_model(a14b, parts=("low",))
