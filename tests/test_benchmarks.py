@@ -55,7 +55,7 @@ def test_kept_bytes_are_those_that_autograd_holds():
     weight = torch.nn.Parameter(torch.ones(1000))
     kept = Kept()
     with kept:
-        out = weight
+        out: torch.Tensor = weight
         for _ in range(3):
             out = (out + 1).exp()  # keeps its own result
         out.sum().backward()
