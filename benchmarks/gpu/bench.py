@@ -86,7 +86,7 @@ class Bench:
     def _measured(self, world: World, setting: Setting) -> Record:
         try:
             found = self._alone(world, setting)
-        except RuntimeError as error:  # of memory, of a back end, of the compiler
+        except Exception as error:  # of memory, of a back end, whatever a compiler raises
             lacking = isinstance(error, torch.OutOfMemoryError)
             return {"failed": "out of memory" if lacking else str(error).strip().partition("\n")[0]}
         finally:

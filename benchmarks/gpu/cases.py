@@ -131,7 +131,14 @@ LARGE = replace(
     width=832,
     changes={
         name: WAN.changes[name]
-        for name in ("blocks compiled", "attention: cudnn", "channels_last", "checkpointing: both", "attention: flash")
+        for name in (
+            "decode: together",
+            "attention: cudnn",
+            "channels_last",
+            "blocks compiled",
+            "checkpointing: both",
+            "attention: flash",
+        )
     },
 )
 WORLDS = (MODELSCOPE, WAN, LARGE)
