@@ -159,7 +159,10 @@ def test_the_usual_step_is_the_recipes(world: World) -> None:
 
 
 def test_cases_are_told_one_by_one_and_a_failure_stops_none(configs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = {"batch of 1": {"batch_size": 1}, "blocks compiled": {"compile": True}}  # which a 3D UNet refuses
+    changes: dict[str, dict[str, Any]] = {
+        "batch of 1": {"batch_size": 1},
+        "blocks compiled": {"compile": True},  # which a 3D UNet refuses
+    }
     world = replace(SMALL[0], changes=changes)
     failing = replace(world, name="uneven", height=33, changes={})
     measuring = bench(configs, [world, failing])
@@ -202,11 +205,12 @@ def test_no_case_is_begun_without_time(configs: Path) -> None:
 
 
 def test_switches_are_set_back() -> None:
+    def state() -> tuple[bool, str]:
+        return torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+
     with switches(replace(MODELSCOPE.usual, attention="flash", tf32=True, autotune=True)):
-        assert torch.backends.cudnn.benchmark
-        assert torch.get_float32_matmul_precision() == "high"
-    assert not torch.backends.cudnn.benchmark
-    assert torch.get_float32_matmul_precision() == "highest"
+        assert state() == (True, "high")
+    assert state() == (False, "highest")
 
 
 def test_the_rate_of_products_is_positive() -> None:
