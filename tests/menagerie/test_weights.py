@@ -17,8 +17,8 @@ from rayvideo.models import load_model
 from tests.tiny import REFERENCE_SCHEDULE
 
 
-def test_all_weights_together_stay_under_20_mb() -> None:
-    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 20e6
+def test_all_weights_together_stay_under_32_mb() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 32e6
 
 
 def test_diffusers_loads_and_runs_the_pipeline() -> None:

@@ -27,6 +27,7 @@ from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import KINDS
 from rayvideo.models import load_model
 from rayvideo.paths import path_argument
+from rayvideo.rewards.hpsv2 import HPSv2
 
 FOLDER = "flow"
 
@@ -84,11 +85,10 @@ def vae_figures(vae: AutoencoderKLWan, picture: Path) -> quality.Figures:
     return figures
 
 
-def measure(work: Path, pipeline: Path) -> quality.Report:
-    """Every figure of the card."""
-    judges = {name: load_judge(WEIGHTS / name) for name in ("judge", "held_out")}
-    classifier = KindClassifier.load(str(WEIGHTS / "classifier.safetensors"))
-    vae = AutoencoderKLWan.from_pretrained(pipeline / "vae")
+def vae_report(
+    vae: AutoencoderKLWan, work: Path, judges: dict[str, HPSv2], classifier: KindClassifier
+) -> quality.Report:
+    """What the VAE keeps, and whether the judges still tell clean from degraded clips that went through it."""
     report: quality.Report = {"VAE": vae_figures(vae, work / "flow-vae.png")}
     pool = Pool.of_kinds(KINDS, 60, UNSEEN_SEED, LENGTH)
     captions = [f"{scene.colour} {scene.kind}" for scene in pool.scenes]
@@ -101,6 +101,14 @@ def measure(work: Path, pipeline: Path) -> quality.Report:
     for key in judges:
         above = (scores["clean"][key] > scores["degraded"][key]).float().mean().item()
         report[f"{key}: pairs of copies"] = {"clean over degraded": above}
+    return report
+
+
+def measure(work: Path, pipeline: Path) -> quality.Report:
+    """Every figure of the card."""
+    judges = {name: load_judge(WEIGHTS / name) for name in ("judge", "held_out")}
+    classifier = KindClassifier.load(str(WEIGHTS / "classifier.safetensors"))
+    report = vae_report(AutoencoderKLWan.from_pretrained(pipeline / "vae"), work, judges, classifier)
     return report | judge_clips(work / "flow", load_model(pipeline), judges, classifier, LENGTH)[0]
 
 
