@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
 from rayvideo.evaluation.curves import CHART, History, Scale, histories, smoothed
 from rayvideo.evaluation.findings import change, roles, table, warnings
+from rayvideo.evaluation.pages import environment
 from rayvideo.recipe import Recipe, shareable
 
 MEASURES = {
@@ -73,29 +73,29 @@ def write_report(
         facts: What the head of the page says, such as run, adapter, commit.
         metrics: Content of the run's metrics.jsonl, for the reward curve.
     """
-    environment = Environment(
-        loader=PackageLoader("rayvideo.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     columns = _columns(recipe, comparison)
-    page = environment.get_template("report.html.j2").render(
-        title=recipe.tracking.run_name or "evaluation",
-        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        facts=facts,
-        warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
-        has_tuned=comparison.has_tuned,
-        columns=columns,
-        paper=list(table(recipe, comparison)),
-        roles=roles(recipe),
-        chains=comparison.chains,
-        rows=lambda chain, name: _rows(chain, name, columns),
-        reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
-        unreadable=comparison.unreadable,
-        segments=recipe.reward.segments,
-        curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
-        chart=CHART,
-        previews=_grouped(comparison.previews, folder),
-        recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=recipe.tracking.run_name or "evaluation",
+            date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+            facts=facts,
+            warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
+            has_tuned=comparison.has_tuned,
+            columns=columns,
+            paper=list(table(recipe, comparison)),
+            roles=roles(recipe),
+            chains=comparison.chains,
+            rows=lambda chain, name: _rows(chain, name, columns),
+            reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
+            unreadable=comparison.unreadable,
+            segments=recipe.reward.segments,
+            curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
+            chart=CHART,
+            previews=_grouped(comparison.previews, folder),
+            recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+        )
     )
     path = folder / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
