@@ -69,7 +69,7 @@ def test_runs_of_mlflow(tmp_path: Path) -> None:
         if name != "unfinished":
             write_run(tmp_path, name)
     assert list(folders(["tags.run_folder LIKE '%'"], tmp_path)) == ["first", "second"]
-    assert list(folders([refs[1].run_id, "params.`training.lr` = '0.0001'"], tmp_path)) == ["second", "first"]
+    assert list(folders([refs[1].run_id, "params.training.lr = '0.0001'"], tmp_path)) == ["second", "first"]
     with pytest.raises(TrackingError, match="finds nothing"):
         choose(["nonsense ="], str(tmp_path))
     with pytest.raises(EvaluationError, match="no run '0000"):
