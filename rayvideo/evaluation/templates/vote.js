@@ -63,6 +63,17 @@ function recall() {
   }
 }
 
+// Each clip waits for the others at its end: clips that loop on their own drift apart, and motion can't be compared.
+function loopTogether(videos) {
+  const again = () => {
+    if (videos.every((video) => video.ended || video.error)) videos.forEach((video) => video.play());
+  };
+  for (const video of videos) {
+    video.loop = false;
+    video.addEventListener("ended", again);
+  }
+}
+
 function play(side, clip) {
   const video = byId(side);
   video.src = document.querySelector(`video[data-clip="${clip}"]`).src;
@@ -113,8 +124,11 @@ function pause(event) {
   document.querySelectorAll("video[data-clip]").forEach((video) => (paused ? video.pause() : video.play()));
 }
 
+document.querySelectorAll(".clips figure").forEach((figure) => loopTogether([...figure.querySelectorAll("video")]));
+
 if (trials.length) {
   const dialog = byId("blind");
+  loopTogether([byId("left"), byId("right")]);
   byId("vote").addEventListener("click", () => {
     recall();
     show();

@@ -123,6 +123,19 @@ def test_each_side_shows_the_clip_that_is_voted_on(window: tuple[Browser, Path],
         shown.press("right")
 
 
+def test_clips_of_a_caption_begin_again_together(window: tuple[Browser, Path], storage: Path) -> None:
+    shown, _ = window
+    shown.open(write_page(storage, seed=7).as_uri())
+    begun = """
+        const videos = [...document.querySelectorAll(".clips figure")[0].querySelectorAll("video")];
+        const next = (video) => new Promise((ready) => video.addEventListener("play", ready, { once: true }));
+        await new Promise((ready) => (videos[0].ended ? ready() : videos[0].addEventListener("ended", ready)));
+        await Promise.all(videos.map(next));
+        return videos.map((video) => video.currentTime);
+    """
+    assert shown.run(begun) == [0, 0]
+
+
 def test_nothing_names_the_runs_while_one_votes(window: tuple[Browser, Path], storage: Path) -> None:
     shown, _ = window
     shown.open(write_page(storage, seed=3).as_uri())
