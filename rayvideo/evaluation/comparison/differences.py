@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from rayvideo.evaluation.comparison.intervals import Estimate, difference
+import numpy as np
+
 from rayvideo.evaluation.comparison.pairing import differing_judges
 from rayvideo.evaluation.comparison.runs import Key, Run
 from rayvideo.evaluation.findings import roles
+from rayvideo.evaluation.paired import Estimate, Floats, Pairs, difference
 from rayvideo.evaluation.report import MEASURE, MEASURES
 
 
@@ -86,10 +87,15 @@ def _metrics(runs: Sequence[Run], keys: Sequence[Key]) -> dict[str, str]:
 
 
 def _line(metric: str, role: str, runs: Sequence[Run], keys: Sequence[Key]) -> Line:
-    first = [runs[0].rows[key][metric] for key in keys]
+    captions = tuple(key.caption for key in keys)
+    first = _values(runs[0], keys, metric)
     found = []
     for run in runs[1:]:
-        other = [run.rows[key][metric] for key in keys]
-        higher = fmean(theirs > ours for ours, theirs in zip(first, other, strict=True))
-        found.append(Difference(run.label, difference([key.caption for key in keys], first, other), higher))
-    return Line(metric, role, fmean(first), found)
+        other = _values(run, keys, metric)
+        change = difference(Pairs(captions, first, other))
+        found.append(Difference(run.label, change, float((other > first).mean())))
+    return Line(metric, role, float(first.mean()), found)
+
+
+def _values(run: Run, keys: Sequence[Key], metric: str) -> Floats:
+    return np.array([run.rows[key][metric] for key in keys])

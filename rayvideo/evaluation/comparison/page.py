@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from rayvideo.evaluation.comparison.differences import Group
-from rayvideo.evaluation.comparison.intervals import MIN_CAPTIONS
 from rayvideo.evaluation.comparison.pairing import differing_options, notes
 from rayvideo.evaluation.comparison.runs import Key, Run
 from rayvideo.evaluation.comparison.trials import trials
 from rayvideo.evaluation.comparison.votes import WinRate
 from rayvideo.evaluation.curves import CHART, Scale, histories, smoothed
 from rayvideo.evaluation.pages import PAGES, environment
+from rayvideo.evaluation.paired import MIN_CAPTIONS
 from rayvideo.evaluation.report import MEASURES
 
 

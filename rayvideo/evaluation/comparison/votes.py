@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.comparison.intervals import Estimate, wilson
 from rayvideo.evaluation.comparison.runs import Key, Run
 from rayvideo.evaluation.comparison.trials import Trial
+from rayvideo.evaluation.paired import CONFIDENCE, Estimate
 from rayvideo.sections.base import Section
 from rayvideo.storage import is_file, read_bytes
 
@@ -104,3 +106,12 @@ def win_rates(runs: Sequence[Run], votes: Iterable[Vote]) -> list[WinRate]:
         losses = won[earlier, later, "left"] + won[later, earlier, "right"]
         found.append(WinRate(later, earlier, wins, losses, won[later, earlier, "tie"] + won[earlier, later, "tie"]))
     return [rate for rate in found if rate.votes]
+
+
+def wilson(wins: float, n: int) -> Estimate:
+    """A share of n votes, 1 or more, with Wilson's score interval; a tie is half a win."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share = wins / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, middle - half, middle + half)

@@ -10,7 +10,7 @@ function byId(name) {
   return document.getElementById(name);
 }
 
-// Wilson's 95 % interval of a share of n votes, as rayvideo/evaluation/comparison/intervals.py has it.
+// Wilson's 95 % interval of a share of n votes, as rayvideo/evaluation/comparison/votes.py has it.
 function wilson(wins, n) {
   const z = 1.959963984540054;
   const share = wins / n;
