@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
+from rayvideo.evaluation.curves import CHART, History, Scale, histories, smoothed
 from rayvideo.evaluation.findings import roles, table, warnings
+from rayvideo.evaluation.pages import environment
 from rayvideo.evaluation.paired import change
 from rayvideo.recipe import Recipe, shareable
 
@@ -30,9 +30,7 @@ MEASURES = {
     "colourfulness": ("colourfulness", "Hasler and Süsstrunk's M3: 0 grey, 33 moderate, 82 high"),
 }
 MEASURE = "measure"
-CHART = (680, 240)  # pixels
 SLIGHT = 0.05  # gain in standard deviations that gets no colour
-SMOOTHING = 0.05  # of a curve's length: the window of the bold line
 
 
 @dataclass
@@ -65,10 +63,7 @@ class Curve:
     """SVG points of every step."""
     smooth: str
     """SVG points of the running mean."""
-    lowest: float
-    highest: float
-    first_step: int
-    last_step: int
+    scale: Scale
 
 
 def write_report(
@@ -80,29 +75,29 @@ def write_report(
         facts: What the head of the page says, such as run, adapter, commit.
         metrics: Content of the run's metrics.jsonl, for the reward curve.
     """
-    environment = Environment(
-        loader=PackageLoader("rayvideo.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     columns = _columns(recipe, comparison)
-    page = environment.get_template("report.html.j2").render(
-        title=recipe.tracking.run_name or "evaluation",
-        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        facts=facts,
-        warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
-        has_tuned=comparison.has_tuned,
-        columns=columns,
-        paper=list(table(recipe, comparison)),
-        roles=roles(recipe),
-        chains=comparison.chains,
-        rows=lambda chain, name: _rows(chain, name, columns),
-        reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
-        unreadable=comparison.unreadable,
-        segments=recipe.reward.segments,
-        curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
-        chart=CHART,
-        previews=_grouped(comparison.previews, folder),
-        recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=recipe.tracking.run_name or "evaluation",
+            date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+            facts=facts,
+            warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
+            has_tuned=comparison.has_tuned,
+            columns=columns,
+            paper=list(table(recipe, comparison)),
+            roles=roles(recipe),
+            chains=comparison.chains,
+            rows=lambda chain, name: _rows(chain, name, columns),
+            reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
+            unreadable=comparison.unreadable,
+            segments=recipe.reward.segments,
+            curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
+            chart=CHART,
+            previews=_grouped(comparison.previews, folder),
+            recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),
+        )
     )
     path = folder / "report" / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,33 +147,15 @@ def _change(chain: Chain, name: str, column: Column) -> Cell:
     return Cell(gain.text("+.2f", " σ"), better, tone)
 
 
-def _histories(recipe: Recipe, metrics: str) -> dict[str, list[tuple[int, float]]]:
-    """Reward curves of metrics.jsonl: metric -> (step, value); a step that was done again counts once."""
-    found: dict[str, dict[int, float]] = {}
-    for line in metrics.splitlines():
-        entry = json.loads(line)
-        for key in ["reward", *(f"score/{judge.name}" for judge in recipe.reward.judges)]:
-            if key in entry:
-                found.setdefault(key, {})[entry["step"]] = entry[key]
-    return {key: sorted(values.items()) for key, values in found.items() if len(values) > 1}
+def _histories(recipe: Recipe, metrics: str) -> dict[str, History]:
+    """Reward curves of metrics.jsonl."""
+    keys = ["reward", *(f"score/{judge.name}" for judge in recipe.reward.judges)]
+    return histories(map(json.loads, metrics.splitlines()), keys)
 
 
-def _curve(title: str, history: Sequence[tuple[int, float]]) -> Curve:
-    steps, values = zip(*history, strict=True)
-    lowest, highest = min(values), max(values)
-    width, height = CHART
-
-    def points(heights: Sequence[float]) -> str:
-        across = width / (steps[-1] - steps[0])
-        up = height / ((highest - lowest) or 1)
-        return " ".join(
-            f"{(step - steps[0]) * across:.1f},{height - (value - lowest) * up:.1f}"
-            for step, value in zip(steps, heights, strict=True)
-        )
-
-    half = max(1, round(SMOOTHING * len(values)))
-    means = [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    return Curve(title, points(values), points(means), lowest, highest, steps[0], steps[-1])
+def _curve(title: str, history: History) -> Curve:
+    scale = Scale.of([history])
+    return Curve(title, scale.points(history), scale.points(smoothed(history)), scale)
 
 
 def _grouped(previews: Sequence[Preview], folder: Path) -> dict[str, list[dict[str, Any]]]:

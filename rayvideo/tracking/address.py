@@ -31,16 +31,22 @@ def tracking_uri(recipe: Recipe) -> str:
         RecipeError: it is no address of a server or a database; or storage is a cloud URI, where sqlite can't live,
             and no server is named.
     """
-    if recipe.tracking.uri:
-        return _checked(OPTION, recipe.tracking.uri)
+    return _checked(OPTION, recipe.tracking.uri) if recipe.tracking.uri else uri_beside(recipe.storage)
+
+
+def uri_beside(storage: str) -> str:
+    """MLFLOW_TRACKING_URI, else sqlite in the storage: where runs are that name no server.
+
+    Raises:
+        RecipeError: as `tracking_uri` says.
+    """
     if uri := os.environ.get(VARIABLE):
         return _checked(VARIABLE, uri)
-    if is_uri(recipe.storage):
+    if is_uri(storage):
         raise RecipeError(
-            f"{OPTION}: sqlite can't live in storage {recipe.storage!r}; name an MLflow server in {OPTION} or "
-            f"{VARIABLE}"
+            f"{OPTION}: sqlite can't live in storage {storage!r}; name an MLflow server in {OPTION} or {VARIABLE}"
         )
-    return database_in(recipe.storage)
+    return database_in(storage)
 
 
 def database_in(storage: str) -> str:

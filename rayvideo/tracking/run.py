@@ -116,7 +116,15 @@ def find_run(recipe: Recipe, run_id: str) -> RunRef:
     Raises:
         TrackingError: the recipe's server or database does not have it, or not its artifacts.
     """
-    uri = tracking_uri(recipe)
+    return run_at(tracking_uri(recipe), run_id)
+
+
+def run_at(uri: str, run_id: str) -> RunRef:
+    """A run that exists at an address.
+
+    Raises:
+        TrackingError: nobody answers there, or the run or its artifacts are elsewhere.
+    """
     what = f"{without_login(uri)}: run {run_id}"
     client = _connect(uri, f"{what} can't be read")
     try:
