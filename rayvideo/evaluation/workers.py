@@ -169,15 +169,18 @@ def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def load_generator(recipe: Recipe, adapter: str | None) -> VideoModel:
-    """The recipe's model on the device of a generating actor, with the adapter of a folder or URI on its denoiser."""
-    device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
+def load_generator(recipe: Recipe, adapter: str | None, device: torch.device | None = None) -> VideoModel:
+    """The recipe's model, with the adapter of a folder or URI on its denoiser.
+
+    Args:
+        device: Default: that of a generating actor.
+    """
     model = load_model(
         recipe.model.path,
         family=recipe.model.family,
         shift=recipe.model.shift,
         dtype=DTYPES[recipe.training.precision],
-        device=device,
+        device=device or torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu"),
     )
     if adapter is not None:
         put_on(model, adapter)
