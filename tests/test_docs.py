@@ -73,9 +73,10 @@ PYTHON = [
     ("docs/checkpoints.md", "python", "DDIMScheduler"),
     ("docs/objectives.md", "python", "EarlyLook"),
     ("docs/checkpointing.md", "python", "Verdict"),
+    ("docs/mlflow.md", "python", "pyfunc"),
 ]
-"""Blocks that tests run; those of the last four are tests/models/wan/test_export.py, tests/models/test_shapes.py,
-tests/training/objectives/test_own.py and tests/training/test_stop_rule.py."""
+"""Blocks that tests run; those of the last five are tests/models/wan/test_export.py, tests/models/test_shapes.py,
+tests/training/objectives/test_own.py, tests/training/test_stop_rule.py and tests/evaluation/test_pyfunc.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", "diff", ""}
 
 

@@ -88,7 +88,7 @@ class Previews:
         self._base: Pixels | None = None
 
     def show(self, step: int) -> dict[str, float]:
-        """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures by their names there."""
+        """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures by chart."""
         if not self._prompts:
             return {}
         if self._base is None:

@@ -222,7 +222,7 @@ class Tracker:
         self._client.log_inputs(self.ref.run_id, datasets=[one.entity() for one in inputs])
 
     def product(self, product: Product, step: int, name: str | None) -> None:
-        """Log the model that the run put out at a step, and enter it into the registry under `name`, if that is given."""
+        """Log the model that the run put out at a step, and enter it into the registry if a `name` is given."""
         model = log_product(self._client, self.ref.experiment_id, self.ref.run_id, product, step)
         self.tag(model=f"models:/{model.model_id}")
         if name is not None:

@@ -33,6 +33,8 @@ def test_figures_lead_from_base_to_tuned_and_on(recipe: Recipe, ref: RunRef, tmp
     assert curve("2-held-out/eval.new.held_out") == {0: 0.3, 20: 0.25, 40: 0.2}
     gains = curve("2-held-out/eval.new.held_out.gain_in_base_std")
     assert gains == {0: 0, 20: pytest.approx(-1), 40: pytest.approx(-2)}
+    worse = "metrics.`2-held-out/eval.new.held_out.gain_in_base_std` < -1.5"
+    assert [run.info.run_id for run in client.search_runs([ref.experiment_id], worse)] == [ref.run_id]
     shown = {name.rpartition("/")[0] for name in client.get_run(ref.run_id).data.metrics}
     assert sorted(shown) == ["1-reward", "2-held-out", "3-motion"]
 
@@ -49,7 +51,7 @@ def test_figures_lead_from_base_to_tuned_and_on(recipe: Recipe, ref: RunRef, tmp
 
 
 def test_an_adapter_of_unknown_steps_stands_after_its_base(
-    recipe: Recipe,
+    recipe: Recipe,  # noqa: F811
     ref: RunRef,
     tmp_path: Path,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ from rayvideo.models import ModelError
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.tracking import RunRef, Tracker, create_run
 from rayvideo.training.launch import _log_product
+from tests.documents import ROOT, block_of
 
 CAPTIONS = ["red cat", "blue snail"]
 
@@ -48,18 +49,15 @@ def ref(recipe: Recipe, adapter: Path) -> RunRef:
     return ref
 
 
-LOAD = """
-import json, sys
-import mlflow, numpy
-mlflow.set_tracking_uri(sys.argv[1])
-model = mlflow.pyfunc.load_model(sys.argv[2])
-numpy.save(sys.argv[3], model.predict(json.loads(sys.argv[4]), params=json.loads(sys.argv[5])))
-"""
-
-
-def predicted(ref: RunRef, model: str, file: Path, **params: int | float) -> np.ndarray:
-    words = [ref.uri, model, str(file), json.dumps(CAPTIONS), json.dumps(params)]
-    done = subprocess.run([sys.executable, "-c", LOAD, *words], capture_output=True, text=True, cwd=file.parent)
+def predicted(program: str, ref: RunRef, file: Path) -> np.ndarray:
+    """`clips` of a program, which runs in a process and a folder of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport numpy\nnumpy.save({str(file)!r}, clips)"],
+        capture_output=True,
+        text=True,
+        cwd=file.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ref.uri},
+    )
     assert done.returncode == 0, done.stderr
     return np.load(file)
 
@@ -73,13 +71,19 @@ def made(recipe: Recipe, adapter: Path, seed: int, steps: int) -> np.ndarray:
 def test_a_fresh_process_makes_the_clips_of_captions(
     recipe: Recipe, ref: RunRef, adapter: Path, tmp_path: Path
 ) -> None:
-    """By the name in the registry, with the recipe's values for what is not said."""
-    clips = predicted(ref, "models:/tuned-cats/1", tmp_path / "clips.npy")
+    """With the recipe's values for what is not said."""
+    short = f"import mlflow; clips = mlflow.pyfunc.load_model('runs:/{ref.run_id}/tuned').predict({CAPTIONS})"
+    clips = predicted(short, ref, tmp_path / "clips.npy")
     assert clips.shape == (2, 4, 64, 64, 3)
     assert clips.dtype == np.uint8
     assert np.abs(clips.astype(int) - made(recipe, adapter, 3, 2)).max() <= 1
-    others = predicted(ref, f"runs:/{ref.run_id}/tuned", tmp_path / "others.npy", seed=5, steps=1)
-    assert np.abs(others.astype(int) - made(recipe, adapter, 5, 1)).max() <= 1
+
+
+def test_the_documents_program_runs(recipe: Recipe, ref: RunRef, adapter: Path, tmp_path: Path) -> None:
+    """By the name in the registry, with a seed and steps of its own."""
+    program = block_of("docs/mlflow.md", "python").replace("sqlite:///runs/mlflow.db", ref.uri)
+    clips = predicted(program, ref, tmp_path / "clips.npy")
+    assert np.abs(clips.astype(int) - made(recipe, adapter, 5, 20)).max() <= 1
 
 
 def test_the_run_names_its_model(ref: RunRef) -> None:
