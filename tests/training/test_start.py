@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models import ModelError, export, load_model
@@ -133,7 +134,8 @@ def test_previews_of_step_0_show_it_beside_the_base(tiny_pipeline, file, table, 
     tree["evaluation"] |= {"sets": {"in": str(tmp_path / "captions.txt")}, "steps": [2]}
     recipe = parse_recipe(tree | {"storage": str(tmp_path / "runs")})
     rows = table.rows([0])
-    embeddings = {"": table.unconditional("")[0], "red cat": rows.embeddings[0]}
+    plain = {"": table.unconditional("")[0], "red cat": rows.embeddings[0]}
+    embeddings = {caption: Trimmed.of(embedding.numpy()) for caption, embedding in plain.items()}
     tracker = Tracker(create_run(recipe, tmp_path / "runs" / "run"))
     shown = {}
     for name, one in (("begun", recipe), ("base", recipe_without_start(recipe))):
