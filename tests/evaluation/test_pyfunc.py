@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
@@ -64,7 +65,7 @@ def predicted(program: str, ref: RunRef, file: Path) -> np.ndarray:
 
 def made(recipe: Recipe, adapter: Path, seed: int, steps: int) -> np.ndarray:
     model = load_generator(recipe, str(adapter))
-    size = {"frames": 4, "height": 64, "width": 64}
+    size: dict[str, Any] = {"frames": 4, "height": 64, "width": 64}
     return to_pixels(generate_clips(model, CAPTIONS, [seed, seed], steps=steps, guidance=3.0, **size))
 
 
