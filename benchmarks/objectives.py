@@ -90,13 +90,18 @@ def main() -> None:
     parser.add_argument("--out", type=path_argument, required=True, help="folder of results and pictures")
     parser.add_argument("--minutes", type=float, required=True, help="training time of each run")
     parser.add_argument("--seeds", type=int, default=2, help="training runs per method")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--add", nargs=2, action="append", default=[], metavar=("NAME", "OVERRIDES"), help="a method of your own"
+    )
     parser.add_argument("--clips", type=int, default=160, help="clips to train on")
     parser.add_argument("--captions", type=int, help="captions of each set (default: all)")
     parser.add_argument("--recipe", type=path_argument, default=RECIPE)
     parser.add_argument("overrides", nargs="*", help="key=value, for every method; give them before the options")
     arguments = parser.parse_args()
 
+    chosen = {name: METHODS[name] for name in METHODS if name in arguments.methods}
+    chosen |= {name: overrides.split() for name, overrides in arguments.add}
     runs = [
         (
             name,
@@ -106,8 +111,8 @@ def main() -> None:
             ),
         )
         for seed in range(arguments.seeds)
-        for name, changes in {BASE: [], **METHODS}.items()
-        if name in arguments.methods or (name == BASE and seed == 0)
+        for name, changes in {BASE: [], **chosen}.items()
+        if name != BASE or seed == 0
     ]
     captions = {name: texts[: arguments.captions] for name, texts in evaluation_captions().items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +120,7 @@ def main() -> None:
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         model = load_model(runs[0][1].model.path)
-        table = drawn_table(model, arguments.clips, Path(folder))
+        table = drawn_table(model, arguments.clips, Path(folder), runs[0][1].data.frames)
         embeddings = embed_captions(model, [caption for texts in captions.values() for caption in texts])
         for name, recipe in runs:
             file = arguments.out / f"{name}-{recipe.seed}.json"

@@ -144,9 +144,17 @@ def main() -> None:
     embeddings = embed_captions(base, captions)
 
     def clips_of(model: VideoModel) -> Tensor:
-        size = {"frames": 16, "height": 64, "width": 64}
-        seeds = [0] * len(captions)
-        return generate_clips(model, captions, seeds, steps=8, guidance=3.0, embeddings=embeddings, **size)
+        return generate_clips(
+            model,
+            captions,
+            [0] * len(captions),
+            steps=8,
+            guidance=3.0,
+            frames=16,
+            height=64,
+            width=64,
+            embeddings=embeddings,
+        )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     before = {name: score(judge, clips, captions) for clips in [clips_of(base)] for name, judge in judges.items()}

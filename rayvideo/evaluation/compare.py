@@ -27,6 +27,8 @@ from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.judge import judge_clips, judged_frames, sights
 from rayvideo.evaluation.metrics import MIN_FRAMES, kid, resolve_features
+from rayvideo.evaluation.optical_flow import MIN_SIDE
+from rayvideo.evaluation.paired import Estimate, Pairs, difference, pairs_of
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe
@@ -70,16 +72,22 @@ class Chain:
             gains[name] = (tuned["mean"] - base["mean"]) / base["std"] if base["std"] else None
         return gains
 
+    def paired_gain(self, metric: str) -> dict[str, Estimate | None]:
+        """The same with its interval over captions, for the standard deviation as it is."""
+        spreads = {name: figures["base"][metric]["std"] for name, figures in self.sets.items()}
+        return {
+            name: difference(self.pairs(name, metric)).over(spread) if spread else None
+            for name, spread in spreads.items()
+        }
+
     def wins(self, metric: str) -> dict[str, float]:
         """Set -> share of prompts whose tuned clip scores higher than its base clip."""
-        pairs: dict[tuple[str, str, int], dict[Variant, float]] = defaultdict(dict)
-        for row in self.rows:
-            pairs[row["set"], row["caption"], row["seed"]][row["variant"]] = row[metric]
-        won = {
-            name: [pair["tuned"] > pair["base"] for (owner, *_), pair in pairs.items() if owner == name]
-            for name in self.sets
-        }
-        return {name: sum(each) / len(each) for name, each in won.items()}
+        paired = {name: self.pairs(name, metric) for name in self.sets}
+        return {name: float(np.mean(each.tuned > each.base)) for name, each in paired.items()}
+
+    def pairs(self, name: str, metric: str) -> Pairs:
+        """A metric of a set's clips, base and tuned of one caption and seed beside each other."""
+        return pairs_of((row for row in self.rows if row["set"] == name), metric)
 
 
 @dataclass
@@ -104,8 +112,8 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     """Refuse what would fail later, before anything is started.
 
     Raises:
-        EvaluationError: clips are too short to measure, there are no captions, no adapter where one should be, or no
-            such class as the features'.
+        EvaluationError: clips are too short or too small to measure, there are no captions, no adapter where one should
+            be, or no such class as the features'.
         ManifestError: captions or reference clips can't be read.
         RecipeError: a judge's files or options can't be right, it asks for longer clips, or it both trains and reports.
         ModelError: the model is incomplete, or the adapter is not of it or untrained.
@@ -118,6 +126,12 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     check_held_out(recipe)
     if recipe.data.frames < MIN_FRAMES:
         raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")
+    height, width = recipe.data.height, recipe.data.width
+    if max(height, width) < MIN_SIDE:
+        raise EvaluationError(
+            f"data.height {height}, data.width {width}: optical flow is measured on frames of at least {MIN_SIDE} "
+            "pixels; make one of them larger"
+        )
     wanted = prompts(recipe)
     if not wanted:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")

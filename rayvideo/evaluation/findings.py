@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rayvideo.evaluation import paired
 from rayvideo.evaluation.compare import Chain, Comparison, Figures
 from rayvideo.evaluation.heldout import trained_on
 from rayvideo.evaluation.workers import Variant
@@ -44,7 +45,26 @@ def _figures_of(recipe: Recipe, chain: Chain, has_tuned: bool) -> dict[str, Any]
         judges = list(roles(recipe))
         figures["gain_in_base_std"] = by_set({judge: chain.gain(judge) for judge in judges})
         figures["wins"] = by_set({judge: chain.wins(judge) for judge in judges})
+        figures["paired"] = {name: _paired(chain, name, judges) for name in chain.sets}
     return figures
+
+
+def _paired(chain: Chain, name: str, judges: list[str]) -> dict[str, dict[str, Any]]:
+    """Metric -> what the set's pairs say of it; KID has none, since it is no figure of a clip."""
+    found = {}
+    for metric in (metric for metric in chain.sets[name]["base"] if metric != "kid"):
+        pairs = chain.pairs(name, metric)
+        relative = {
+            "gain_in_base_std": chain.paired_gain(metric)[name] if metric in judges else None,
+            "change": None if metric in judges else paired.change(pairs),
+        }
+        found[metric] = {
+            "clips": len(pairs.base),
+            "captions": len(set(pairs.captions)),
+            "difference": paired.difference(pairs)._asdict(),
+            **{key: estimate._asdict() for key, estimate in relative.items() if estimate},
+        }
+    return found
 
 
 def by_set(columns: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -104,15 +124,15 @@ def table(recipe: Recipe, comparison: Comparison) -> Iterator[tuple[str, int, st
                 figures = [each[variant][judge] for each in chain.sets.values()]
                 yield judge, chain.steps, variant, [f"{f['mean']:.4f} ± {f['std']:.4f}" for f in figures]
             if comparison.has_tuned:
-                gains = chain.gain(judge).values()
-                yield judge, chain.steps, "gain", ["–" if gain is None else f"{gain:+.2f} σ" for gain in gains]
+                gains = chain.paired_gain(judge).values()
+                yield judge, chain.steps, "gain", [gain.text("+.2f", " σ") if gain else "–" for gain in gains]
 
 
 def print_table(recipe: Recipe, comparison: Comparison, console: Console) -> None:
     """Judges x steps x base / tuned / gain in rows, sets in columns."""
     judges = roles(recipe)
     shown = Table(
-        title="judges' raw scores: mean ± standard deviation over clips; σ: standard deviation of the base's clips",
+        title="judges' raw scores: mean ± standard deviation over clips; σ: that of the base's clips; [95 % interval]",
         title_justify="left",
     )
     for title in ("judge", "D", "model"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rayvideo.evaluation import EvaluationError
+from rayvideo.evaluation.optical_flow import mean_flow
 from rayvideo.own_modules import resolve_name
 from rayvideo.sections import Features
 
@@ -42,6 +43,7 @@ def measure(clip: Tensor) -> dict[str, float]:
     """Every measure of one clip, frames [F, 3, H, W] in [0, 1]."""
     measures = {
         "motion": motion,
+        "optical_flow": optical_flow,
         "flicker": flicker,
         "frame_consistency": frame_consistency,
         "contrast": contrast,
@@ -68,6 +70,15 @@ def motion(clip: Tensor) -> Tensor:
     change = coarse[2:] - coarse[:-2]
     lasting = (change[1:] * change[:-1]).mean().clamp(min=0).sqrt() / 2
     return lasting / coarse.square().mean().sqrt().clamp(min=FLAT)
+
+
+def optical_flow(clip: Tensor) -> Tensor:
+    """How far things move from frame to frame, in frame widths, mean over all pixels; 0 for a still clip.
+
+    Raises:
+        ValueError: of `mean_flow`.
+    """
+    return mean_flow(_luma(clip))
 
 
 def flicker(clip: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ import torch
 import yaml
 
 from rayvideo import own_modules
+from rayvideo.evaluation.adapter import put_on
 from rayvideo.evaluation.generate import generate_clips, to_pixels
-from rayvideo.evaluation.workers import load_generator
+from rayvideo.models import load_model
+from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe, parse_recipe, shareable
 from rayvideo.storage import absolute
 
@@ -49,12 +51,19 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
     (folder / RECIPE).write_text(yaml.safe_dump(shareable(recipe), sort_keys=False), encoding="utf-8")
 
 
-class Generator:
-    """Makes clips of captions."""
+class Tuned:
+    """Makes clips of captions; all parts of the model stay loaded, since captions come with every call."""
 
     def __init__(self, recipe: Recipe, adapter: str, device: torch.device) -> None:
         self._recipe = recipe
-        self._model = load_generator(recipe, adapter, device)
+        self._model = load_model(
+            recipe.model.path,
+            family=recipe.model.family,
+            shift=recipe.model.shift,
+            dtype=DTYPES[recipe.training.precision],
+            device=device,
+        )
+        put_on(self._model, adapter)
 
     def predict(self, data: pd.DataFrame, params: Mapping[str, Any] | None = None) -> npt.NDArray[np.uint8]:
         """A clip for each caption: [N, F, H, W, 3]; the same as `jobs/generate.py` makes.
@@ -81,10 +90,10 @@ class Generator:
         return to_pixels(clips)
 
 
-def _load_pyfunc(folder: str, model_config: Mapping[str, str]) -> Generator:
+def _load_pyfunc(folder: str, model_config: Mapping[str, str]) -> Tuned:
     """Called by MLflow with the folder that it kept."""
     recipe = parse_recipe(yaml.safe_load(Path(folder, RECIPE).read_text(encoding="utf-8")))
     own_modules.make_importable(recipe, Path(folder, RECIPE))  # a family of the user's lies in the current directory
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"path": model_config["model_path"]})})
     device = model_config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Generator(recipe, str(Path(folder, ADAPTER)), torch.device(device))
+    return Tuned(recipe, str(Path(folder, ADAPTER)), torch.device(device))

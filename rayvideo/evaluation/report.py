@@ -15,12 +15,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
-from rayvideo.evaluation.findings import change, roles, table, warnings
+from rayvideo.evaluation.findings import roles, table, warnings
+from rayvideo.evaluation.paired import change
 from rayvideo.recipe import Recipe, shareable
 
 MEASURES = {
     "kid": ("KID", "distance of the judged frames' features to those of real clips; lower is nearer"),
     "motion": ("motion", "lasting change per frame, relative to the clip's contrast; 0 is a still picture"),
+    "optical_flow": ("optical flow", "how far things move per frame, in frame widths, mean over all pixels"),
     "flicker": ("flicker", "how far pixels stick out of both neighbouring frames, relative to the clip's contrast"),
     "frame_consistency": ("consistency", "correlation of each frame with the next; 1 is a still picture"),
     "contrast": ("contrast", "standard deviation of brightness within a frame, 0 to 0.5"),
@@ -140,12 +142,14 @@ def _change(chain: Chain, name: str, column: Column) -> Cell:
     if column.key == "kid":  # may be around 0, where a share says nothing
         return Cell(f"{tuned['kid']['mean'] - base['kid']['mean']:+.4f}")
     if column.role == MEASURE:
-        return Cell(f"{change(base, tuned, column.key):+.1%}")
-    gain = chain.gain(column.key)[name]
+        changed = change(chain.pairs(name, column.key))
+        return Cell(changed.text("+.1%") if changed else "–")
+    gain = chain.paired_gain(column.key)[name]
     better = f"better in {chain.wins(column.key)[name]:.0%}"
     if gain is None:
         return Cell("–", better)
-    return Cell(f"{gain:+.2f} σ", better, "good" if gain > SLIGHT else "bad" if gain < -SLIGHT else "")
+    tone = "good" if gain.value > SLIGHT else "bad" if gain.value < -SLIGHT else ""
+    return Cell(gain.text("+.2f", " σ"), better, tone)
 
 
 def _histories(recipe: Recipe, metrics: str) -> dict[str, list[tuple[int, float]]]:

@@ -18,20 +18,20 @@ from torch import Tensor
 from typing_extensions import Self
 
 from rayvideo.data.manifest import Entry
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.data.video import ClipError, read_clip
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.adapter import put_on
 from rayvideo.evaluation.captions import Prompt
-from rayvideo.evaluation.generate import generate_clips, to_frames, to_pixels
+from rayvideo.evaluation.generate import to_frames, to_pixels
+from rayvideo.evaluation.generator import Generator
 from rayvideo.evaluation.judge import judged_frames
 from rayvideo.evaluation.metrics import FeatureExtractor, features_of, load_features, measure
-from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import adapter_disabled
-from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 
 Item = TypeVar("Item")
 Variant = Literal["base", "tuned"]
+CAPTIONS_PER_CALL = 8
 
 
 @dataclass
@@ -46,36 +46,25 @@ class Clips:
     """Of the judged frames, [N, S, D]; None without an extractor."""
 
 
-class ClipWorker:
-    """Holds the model with its adapter and the feature extractor; each is loaded when it is first needed."""
+class ClipWorker(Generator):
+    """Makes clips and measures them, with the feature extractor that it loads when it is first needed."""
 
-    def __init__(self, recipe: Recipe, adapter: str | None) -> None:
-        self._recipe = recipe
-        self._adapter = adapter
-        self._device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
+    def generate(
+        self, prompts: Sequence[Prompt], steps: int, *embeddings: Trimmed
+    ) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
+        """The prompts, and their clips of `steps` steps by the base and, with an adapter, by the tuned model.
 
-    def generate(self, prompts: Sequence[Prompt], steps: int) -> tuple[Sequence[Prompt], dict[Variant, Clips]]:
-        """The prompts, and their clips of `steps` steps by the base and, with an adapter, by the tuned model."""
+        Args:
+            embeddings: Of the negative prompt and of the prompts' captions.
+        """
         variants: dict[Variant, AbstractContextManager[None]] = {"base": nullcontext()}
         if self._adapter is not None:
             variants = {"base": adapter_disabled(self._model.denoiser), "tuned": nullcontext()}
-        options, data = self._recipe.evaluation, self._recipe.data
+        captions, seeds = [prompt.caption for prompt in prompts], [prompt.seed for prompt in prompts]
         clips: dict[Variant, Clips] = {}
         for variant, context in variants.items():
             with context:
-                generated = generate_clips(
-                    self._model,
-                    [prompt.caption for prompt in prompts],
-                    [prompt.seed for prompt in prompts],
-                    steps=steps,
-                    guidance=options.guidance,
-                    negative_prompt=self._recipe.model.negative_prompt,
-                    frames=data.frames,
-                    height=data.height,
-                    width=data.width,
-                    batch_size=options.batch_size,
-                    tiled=self._recipe.model.tiled_decoding,
-                )
+                generated = self._clips(captions, seeds, steps, embeddings)
             clips[variant] = self._measured(to_pixels(generated))
         return prompts, clips
 
@@ -101,10 +90,6 @@ class ClipWorker:
         return Clips(pixels, [measure(clip) for clip in to_frames(pixels)], features)
 
     @cached_property
-    def _model(self) -> VideoModel:
-        return load_generator(self._recipe, self._adapter)
-
-    @cached_property
     def _features(self) -> FeatureExtractor | None:
         options = self._recipe.evaluation.features
         return load_features(options).to(self._device) if options else None
@@ -125,6 +110,8 @@ class Actors:
             num_cpus=options.cpus_per_worker, num_gpus=options.gpus_per_worker, resources=options.resources
         )
         self._actors = [kind.remote(recipe, *args) for _ in range(options.workers)]
+        self._negative = recipe.model.negative_prompt
+        self._embedded: dict[str, ray.ObjectRef] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +132,18 @@ class Actors:
         except RayActorError as error:
             raise EvaluationError(f"an actor that generates clips died: {error}") from error
 
+    def embed(self, captions: Iterable[str]) -> None:
+        """Embed the negative prompt and the captions; those that are already are not embedded again."""
+        distinct = dict.fromkeys([self._negative, *captions])
+        missing = batched([caption for caption in distinct if caption not in self._embedded], CAPTIONS_PER_CALL)
+        done = self.spread(lambda actor, batch: actor.embed.remote(batch), missing)
+        for batch, embeddings in zip(missing, done, strict=True):
+            self._embedded |= {caption: ray.put(one) for caption, one in zip(batch, embeddings, strict=True)}
+
+    def embeddings(self, captions: Iterable[str]) -> list[ray.ObjectRef]:
+        """Of the negative prompt and of these captions, as `Generator` takes them."""
+        return [self._embedded[caption] for caption in (self._negative, *captions)]
+
 
 class Workers(Actors):
     """The workers of an evaluation."""
@@ -157,7 +156,12 @@ class Workers(Actors):
         self, prompts: Sequence[Prompt], steps: int
     ) -> Iterator[tuple[Sequence[Prompt], dict[Variant, Clips]]]:
         """Clips of `steps` steps batch by batch, in the order of the prompts."""
-        return self.spread(lambda actor, batch: actor.generate.remote(batch, steps), batched(prompts, self._batch_size))
+        self.embed(prompt.caption for prompt in prompts)
+
+        def generate(actor: Any, batch: Sequence[Prompt]) -> Any:
+            return actor.generate.remote(batch, steps, *self.embeddings(prompt.caption for prompt in batch))
+
+        return self.spread(generate, batched(prompts, self._batch_size))
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], Clips | None]]:
         """The readable ones of real clips, batch by batch, in the order of the entries."""
@@ -167,21 +171,3 @@ class Workers(Actors):
 def batched(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     """`items` in slices of `size`; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def load_generator(recipe: Recipe, adapter: str | None, device: torch.device | None = None) -> VideoModel:
-    """The recipe's model, with the adapter of a folder or URI on its denoiser.
-
-    Args:
-        device: Default: that of a generating actor.
-    """
-    model = load_model(
-        recipe.model.path,
-        family=recipe.model.family,
-        shift=recipe.model.shift,
-        dtype=DTYPES[recipe.training.precision],
-        device=device or torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu"),
-    )
-    if adapter is not None:
-        put_on(model, adapter)
-    return model

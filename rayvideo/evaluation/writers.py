@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from typing import Any
 
 import ray
 import torch
 
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.data.video import write_clip
 from rayvideo.evaluation.clipfolder import Row
-from rayvideo.evaluation.generate import generate_clips, to_pixels
-from rayvideo.evaluation.workers import Actors, batched, load_generator
+from rayvideo.evaluation.generate import to_pixels
+from rayvideo.evaluation.generator import Generator
+from rayvideo.evaluation.workers import Actors, batched
 from rayvideo.models import VideoModel
 from rayvideo.models.lora import unwrap
 from rayvideo.recipe import Recipe
 from rayvideo.storage import join
 
 
-class ClipWriter:
-    """Holds the model, with the adapter on it or in it, and writes clips."""
+class ClipWriter(Generator):
+    """Makes clips, with the adapter on the denoiser or in it, and writes them."""
 
     def __init__(self, recipe: Recipe, adapter: str | None, merge: bool, out: str) -> None:
-        self._recipe = recipe
-        self._adapter = adapter
+        super().__init__(recipe, adapter)
         self._merge = merge
         self._out = out
 
-    def write(self, rows: Sequence[Row]) -> list[Row]:
-        """Make and write the clips of these rows, all of one number of steps, and say what became of each."""
-        options, data = self._recipe.evaluation, self._recipe.data
-        clips = generate_clips(
-            self._model,
-            [row.caption for row in rows],
-            [row.seed or 0 for row in rows],
-            steps=rows[0].steps or 0,
-            guidance=options.guidance,
-            negative_prompt=self._recipe.model.negative_prompt,
-            frames=data.frames,
-            height=data.height,
-            width=data.width,
-            batch_size=options.batch_size,
-            tiled=self._recipe.model.tiled_decoding,
-            fixed_batch=True,
-        )
+    def write(self, rows: Sequence[Row], *embeddings: Trimmed) -> list[Row]:
+        """Make and write the clips of these rows, all of one number of steps, and say what became of each.
+
+        Args:
+            embeddings: Of the negative prompt and of the rows' captions.
+        """
+        captions, seeds = [row.caption for row in rows], [row.seed or 0 for row in rows]
+        clips = self._clips(captions, seeds, rows[0].steps or 0, embeddings, fixed_batch=True)
         written = []
         for row, clip in zip(rows, clips, strict=True):
             if torch.isfinite(clip).all():
-                write_clip(join(self._out, str(row.file)), to_pixels(clip), fps=data.fps)
+                write_clip(join(self._out, str(row.file)), to_pixels(clip), fps=self._recipe.data.fps)
                 written.append(row)
             else:
                 written.append(row._replace(status="failed", reason="the model gave numbers that are not finite"))
         return written
 
-    @cached_property
-    def _model(self) -> VideoModel:
-        model = load_generator(self._recipe, self._adapter)
+    def _load(self) -> VideoModel:
+        model = super()._load()
         if self._merge:
             model.denoiser = unwrap(model.denoiser).merge_and_unload()
         return model
@@ -80,4 +71,9 @@ class Writers(Actors):
             for steps in self._steps
             for batch in batched([row for row in rows if row.steps == steps], self._batch_size)
         ]
-        return self.spread(lambda actor, batch: actor.write.remote(batch), batches, ordered=False)
+        self.embed(row.caption for row in rows)
+
+        def write(actor: Any, batch: Sequence[Row]) -> Any:
+            return actor.write.remote(batch, *self.embeddings(row.caption for row in batch))
+
+        return self.spread(write, batches, ordered=False)

@@ -114,9 +114,9 @@ def hacked_frames(pipeline: Path, spec: JudgeSpec, pool: Pool, work: Path) -> Ch
     return frames, [caption for caption in captions for _ in range(len(frames) // len(captions))]
 
 
-def training_clips(count: int, seed: int) -> tuple[Tensor, list[str]]:
-    """Clips of varied quality of the in-domain kinds: [N, 16, 3, 64, 64], and their captions."""
-    pool = Pool.of_kinds(IN_DOMAIN, count, seed)
+def training_clips(count: int, seed: int, length: int = FRAMES) -> tuple[Tensor, list[str]]:
+    """Clips of varied quality of the in-domain kinds: [N, length, 3, 64, 64], and their captions."""
+    pool = Pool.of_kinds(IN_DOMAIN, count, seed, length)
     rng = random.Random(seed)
     clips = np.stack([pool.of_varied_quality(i, seed * 1_000_003 + i) for i in range(count)])
     return frames_first(clips), [caption_of(scene, rng) for scene in pool.scenes]

@@ -13,12 +13,13 @@ from rayvideo.data.tasks import FORMAT, tensor_array
 from rayvideo.data.trimmed import embedding_array
 from rayvideo.evaluation.generate import embed_captions
 from rayvideo.menagerie.build import training_clips
+from rayvideo.menagerie.world import FRAMES
 from rayvideo.models import VideoModel
 
 
-def drawn_table(model: VideoModel, count: int, folder: Path) -> LatentTable:
+def drawn_table(model: VideoModel, count: int, folder: Path, length: int = FRAMES) -> LatentTable:
     """Posteriors of `count` clips of varied quality, and the embeddings of their captions; two files in `folder`."""
-    clips, captions = training_clips(count, seed=100)
+    clips, captions = training_clips(count, seed=100, length=length)
     with torch.no_grad():
         posteriors = [model.encode_frames(clip[None]) for clip in clips]
     columns = {

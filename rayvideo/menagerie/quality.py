@@ -68,9 +68,8 @@ def clip_figures(
         near, far = (classifier.features(f.flatten(0, 1)).unflatten(0, f.shape[:2]).mean(1) for f in frames)
     figures["KID"] = kid(near, far).mean().item()
     measures = [measure(clip) for clip in clips]
-    figures |= {
-        key: float(np.mean([m[key] for m in measures])) for key in ("motion", "flicker", "contrast", "saturation")
-    }
+    kept = ("motion", "optical_flow", "flicker", "contrast", "saturation")
+    figures |= {key: float(np.mean([m[key] for m in measures])) for key in kept}
     return figures
 
 

@@ -15,6 +15,7 @@ PICTURE, TRAINING, JUDGES, SECONDS, BASE = "5-picture", "6-training", "7-judges"
 MEASURES = {
     "kid": HELD_OUT,  # no judge, but no training saw it either
     "motion": MOTION,
+    "optical_flow": MOTION,
     "flicker": MOTION,
     "frame_consistency": MOTION,
     "contrast": PICTURE,

@@ -110,7 +110,7 @@ def test_base_is_the_model_without_adapter_on_any_workers_and_batches(
     base = evaluate(changed(tree, **measured, batch_size=2, workers=2, cpus_per_worker=0.5), None, tmp_path / "base")
 
     assert not base.has_tuned
-    for metric in ("judge", "held_out", "names", "motion", "flicker", "colourfulness"):
+    for metric in ("judge", "held_out", "names", "motion", "optical_flow", "flicker", "colourfulness"):
         found = {key: score for key, score in scores(both, metric).items() if "base" in key}
         assert len(found) == (3 + 1) * 2
         assert scores(base, metric) == pytest.approx(found, abs=1e-4), metric
@@ -202,6 +202,8 @@ def test_the_job_fills_the_run_folder_and_the_run(
     assert summary["by_steps"]["1"]["sets"]["in"]["tuned"]["judge"]["mean"] != pytest.approx(tuned["mean"], abs=1e-4)
     gain = (tuned["mean"] - base["mean"]) / base["std"]
     assert summary["gain_in_base_std"]["in"]["judge"] == pytest.approx(gain)
+    assert summary["paired"]["in"]["judge"]["gain_in_base_std"]["value"] == pytest.approx(gain)
+    assert summary["paired"]["in"]["optical_flow"]["clips"] == 6
 
     rows = pq.read_table(run / "clips.parquet").to_pylist()
     assert len(rows) == 2 * 2 * (3 + 1) * 2
@@ -242,5 +244,8 @@ def test_refused_before_anything_starts(tree: dict[str, Any], tmp_path: Path) ->
             parse_recipe({**tree, "data": {**tree["data"], "frames": 2}, "reward": tree["reward"] | {"segments": 2}}),
             None,
         )
+    small = {**tree["data"], "height": 8, "width": 8}
+    with pytest.raises(EvaluationError, match=r"data\.height 8, data\.width 8: .* at least 12 pixels"):
+        check(parse_recipe({**tree, "data": small}), None)
     with pytest.raises(RecipeError, match=r"evaluation\.judges\.0: 'same' has the weights of 'judge'"):
         check(changed(tree, judges=[{**tree["reward"]["judges"][0], "name": "same"}]), None)

@@ -78,5 +78,6 @@ def test_killed_and_resumed_it_makes_the_clips_of_one_process(
     writer = ClipWriter(wanted.recipe, wanted.adapter, wanted.merge, str(tmp_path / "alone"))
     with one_thread():
         for pair in (wanted.rows[::23], wanted.rows[5:6]):  # other company than in the job
-            for row in writer.write(pair):
+            embeddings = writer.embed([wanted.recipe.model.negative_prompt, *(row.caption for row in pair)])
+            for row in writer.write(pair, *embeddings):
                 assert (tmp_path / "alone" / str(row.file)).read_bytes() == (out / str(row.file)).read_bytes()

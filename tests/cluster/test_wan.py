@@ -15,6 +15,7 @@ from rayvideo.models import export
 from rayvideo.models.lora import untrained
 from rayvideo.recipe import parse_recipe
 from rayvideo.training.launch import finetune
+from rayvideo.training.needed import parts_for
 from tests import tiny_wan
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -25,7 +26,18 @@ def bright(frames: torch.Tensor, prompts: list[str]) -> torch.Tensor:
     return frames.mean((1, 2, 3))
 
 
-def test_two_workers_tune_the_low_expert_of_two(tmp_path: Path, tiny_clips: Path) -> None:
+LARGE: dict[str, dict[str, Any]] = {
+    "model": {"shift": 1.0},  # the chain starts below the boundary
+    "training": {"zero_stage": 3, "offload": "cpu"},
+    "evaluation": {"previews": 0},
+}
+"""How a model that hardly fits is tuned: in shares, without the expert that nothing asks."""
+
+
+@pytest.mark.parametrize("changes", [{}, LARGE], ids=["whole", "large"])
+def test_two_workers_tune_the_low_expert_of_two(
+    tmp_path: Path, tiny_clips: Path, changes: dict[str, dict[str, Any]]
+) -> None:
     pipeline = tiny_wan.save_pipeline(tmp_path / "model", "A14B")
     (tmp_path / "captions.txt").write_text("red ball\n")
     tree: dict[str, Any] = {
@@ -38,7 +50,9 @@ def test_two_workers_tune_the_low_expert_of_two(tmp_path: Path, tiny_clips: Path
         "tracking": {"run_name": "wan"},
         "storage": str(tmp_path / "runs"),
     }
-    folder = Path(finetune(parse_recipe(tree))["run_folder"])
+    recipe = parse_recipe(tree | {name: tree[name] | section for name, section in changes.items()})
+    assert parts_for(recipe) == (("low" if changes else "denoiser"), "vae")
+    folder = Path(finetune(recipe)["run_folder"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert all(line["gradient_norm"] > 0 for line in lines)

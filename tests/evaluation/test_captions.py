@@ -45,6 +45,7 @@ def test_few_captions_come_from_the_whole_list(sets: dict[str, str]) -> None:
     few = recipe(sets=sets, max_captions=4, previews=2)
     assert [prompt.caption for prompt in prompts(few)] == ["cat 0", "cat 2", "cat 5", "cat 7", "a red car"]
     assert [prompt.caption for prompt in shown(few)] == ["cat 0", "cat 5", "a red car"]
+    assert shown(recipe(sets=sets, previews=0)) == []
     assert spread("abc", 7) == ["a", "b", "c"]
 
 

@@ -53,8 +53,15 @@ def listed(folder: Path, *captions: str) -> str:
 def write(wanted: Order, out: Path) -> list[Row]:
     """All clips by one writer in this process, batch by batch."""
     writer = ClipWriter(wanted.recipe, wanted.adapter, wanted.merge, str(out))
-    size = wanted.recipe.evaluation.batch_size
-    return [row for i in range(0, len(wanted.rows), size) for row in writer.write(wanted.rows[i : i + size])]
+    size, negative = wanted.recipe.evaluation.batch_size, wanted.recipe.model.negative_prompt
+    captions = [negative, *(row.caption for row in wanted.rows)]
+    table = dict(zip(captions, writer.embed(captions), strict=True))
+    batches = [wanted.rows[i : i + size] for i in range(0, len(wanted.rows), size)]
+    return [
+        row
+        for batch in batches
+        for row in writer.write(batch, *(table[caption] for caption in (negative, *(one.caption for one in batch))))
+    ]
 
 
 def pixels(folder: Path, row: Row) -> Any:

@@ -6,11 +6,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from rayvideo.evaluation.metrics import measure
 from rayvideo.evaluation.publish import curves, track
 from rayvideo.recipe import Recipe
 from rayvideo.tracking import RunRef, Tracker, create_run
+from rayvideo.tracking.charts import MEASURES
 from tests.evaluation.test_report import comparison, recipe  # noqa: F401
 
 
@@ -66,3 +69,8 @@ def test_the_base_alone_has_no_gain(recipe: Recipe, tmp_path: Path) -> None:  # 
     alone = dataclasses.replace(comparison(tmp_path), has_tuned=False)
     assert not [name for name in curves(recipe, alone, "base") if "gain" in name]
     assert curves(recipe, alone, "base")["1-reward/eval.new.judge"] == 0.25
+
+
+def test_every_measure_has_a_group_of_its_own_kind() -> None:
+    """Whatever is not known to be a measure is taken for a judge."""
+    assert set(measure(torch.rand(4, 3, 32, 32))) | {"kid"} == set(MEASURES)

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from rayvideo.evaluation.adapter import put_on
 from rayvideo.evaluation.generate import generate_clips, to_pixels
-from rayvideo.evaluation.workers import load_generator
-from rayvideo.models import ModelError
+from rayvideo.models import ModelError, load_model
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.tracking import RunRef, Tracker, create_run
 from rayvideo.training.launch import _log_product
@@ -64,7 +64,8 @@ def predicted(program: str, ref: RunRef, file: Path) -> np.ndarray:
 
 
 def made(recipe: Recipe, adapter: Path, seed: int, steps: int) -> np.ndarray:
-    model = load_generator(recipe, str(adapter))
+    model = load_model(recipe.model.path)
+    put_on(model, str(adapter))
     size: dict[str, Any] = {"frames": 4, "height": 64, "width": 64}
     return to_pixels(generate_clips(model, CAPTIONS, [seed, seed], steps=steps, guidance=3.0, **size))
 

@@ -25,6 +25,8 @@ BOTH = ("in_domain", "new")
 CAPTION = "a <script>alert(1)</script> cat & 'dog'"
 BASE = {"judge": 0.25, "held_out": 0.3, "motion": 0.2, "flicker": 0.05, "kid": 0.4}
 STD = {"judge": 0.02, "held_out": 0.05, "motion": 0.1, "flicker": 0.02, "kid": 0.01}
+DEVIATIONS = {"base": (-1.1, 0.0, 1.1) * 2, "tuned": (1.1, 0.0, -1.1) * 2}
+"""Of each caption's clip, in standard deviations."""
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def recipe() -> Recipe:
 
 
 def figures(**means: float) -> Figures:
-    return {name: {"mean": mean, "std": STD[name], "n": 4} for name, mean in {**BASE, **means}.items()}
+    return {name: {"mean": mean, "std": STD[name], "n": 6} for name, mean in {**BASE, **means}.items()}
 
 
 def comparison(folder: Path, **tuned: float) -> Comparison:
@@ -56,12 +58,13 @@ def comparison(folder: Path, **tuned: float) -> Comparison:
         preview.pixels[variant] = np.full((4, 32, 32, 3), colour, np.uint8)
         preview.files[variant] = f"report/clips/00-cat-{variant}.mp4"
         write_clip(folder / preview.files[variant], preview.pixels[variant])
-    scores = {"base": (0.1, 0.2, 0.3), "tuned": (0.2, 0.1, 0.4)}
+    means: dict[str, dict[str, float]] = {"base": BASE, "tuned": {**BASE, **tuned}}
     rows = [
-        {"set": name, "caption": f"{n}", "seed": 0, "variant": variant, "judge": score, "held_out": -score}
+        {"set": name, "caption": f"{n}", "seed": 0, "variant": variant}
+        | {metric: value + away * STD[metric] for metric, value in means[variant].items() if metric != "kid"}
         for name in BOTH
-        for variant, column in scores.items()
-        for n, score in enumerate(column)
+        for variant, column in DEVIATIONS.items()
+        for n, away in enumerate(column)
     ]
     sets: dict[str, Any] = {name: {"base": figures(), "tuned": figures(**tuned)} for name in BOTH}
     return Comparison([Chain(20, rows, sets)], True, figures(judge=0.5), 2, [preview], 1.0)
@@ -71,15 +74,31 @@ def test_gains_are_in_standard_deviations_of_the_base(recipe: Recipe, tmp_path: 
     found = figures_of(recipe, comparison(tmp_path, judge=0.28, held_out=0.25))
     assert found["gain_in_base_std"]["new"] == pytest.approx({"judge": 1.5, "held_out": -1.0})
     assert found["wins"]["in_domain"] == pytest.approx({"judge": 2 / 3, "held_out": 1 / 3})
-    assert found["sets"]["new"]["tuned"]["judge"] == {"mean": 0.28, "std": 0.02, "n": 4}
+    assert found["sets"]["new"]["tuned"]["judge"] == {"mean": 0.28, "std": 0.02, "n": 6}
     assert found["reference"]["judge"]["mean"] == 0.5
     json.dumps(found)
+
+
+def test_every_metric_of_clips_has_its_interval(recipe: Recipe, tmp_path: Path) -> None:
+    found = figures_of(recipe, comparison(tmp_path, judge=0.28, motion=0.1))["paired"]
+    assert set(found) == set(BOTH)
+    assert set(found["new"]) == set(BASE) - {"kid"}
+    judge, motion = found["new"]["judge"], found["new"]["motion"]
+    assert (judge["clips"], judge["captions"]) == (6, 6)
+    assert set(judge) == {"clips", "captions", "difference", "gain_in_base_std"}
+    assert set(motion) == {"clips", "captions", "difference", "change"}
+    assert judge["difference"]["value"] == pytest.approx(0.03)
+    assert judge["gain_in_base_std"]["value"] == pytest.approx(1.5)
+    assert motion["change"]["value"] == pytest.approx(-0.5)
+    for estimate in (judge["difference"], judge["gain_in_base_std"], motion["difference"], motion["change"]):
+        assert estimate["low"] < estimate["value"] < estimate["high"]
 
 
 def test_gain_over_scores_that_do_not_vary_is_unknown(tmp_path: Path) -> None:
     same = comparison(tmp_path)
     same.chains[0].sets["new"]["base"]["judge"]["std"] = 0.0
     assert same.chains[0].gain("judge")["new"] is None
+    assert same.chains[0].paired_gain("judge")["new"] is None
 
 
 @pytest.mark.parametrize(
@@ -115,8 +134,9 @@ def test_page_is_whole_safe_and_self_contained(recipe: Recipe, tmp_path: Path) -
     assert "&lt;dir&gt;" in page
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)[\w/.]""", page)
     for text in (
-        "+1.50 σ",
+        "+1.50 σ [-",
         "better in 67%",
+        "+20.0% [-",
         "0.2800",
         "± 0.0200",
         "flicker rose by 20%",
@@ -177,10 +197,10 @@ def test_several_numbers_of_steps_stand_side_by_side(recipe: Recipe, tmp_path: P
     assert list(table(recipe, both))[:6] == [
         ("judge", 20, "base", ["0.2500 ± 0.0200"] * 2),
         ("judge", 20, "tuned", ["0.2800 ± 0.0200"] * 2),
-        ("judge", 20, "gain", ["+1.50 σ"] * 2),
+        ("judge", 20, "gain", ["+1.50 σ [-0.33, +3.33]"] * 2),
         ("judge", 50, "base", ["0.2500 ± 0.0200"] * 2),
         ("judge", 50, "tuned", ["0.2600 ± 0.0200"] * 2),
-        ("judge", 50, "gain", ["+0.50 σ"] * 2),
+        ("judge", 50, "gain", ["+0.50 σ [-1.33, +2.33]"] * 2),
     ]
     page = write_report(tmp_path, recipe, both, {}).read_text()
     assert page.count('<th scope="row">50</th>') == len(BOTH) + 2  # of each set, and of each judge

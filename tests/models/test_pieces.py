@@ -19,7 +19,9 @@ def test_tokens_in_pieces_give_the_same(shape, piece):
     whole = torch.nn.Sequential(FeedForward(16))
     parted = copy.deepcopy(whole)
     seen: list[int] = []
-    parted[0].net[0].register_forward_hook(lambda module, inputs, out: seen.append(out.shape[:-1].numel()))
+    (layer,) = parted
+    assert isinstance(layer, FeedForward)
+    layer.net[0].register_forward_hook(lambda module, inputs, out: seen.append(out.shape[:-1].numel()))
     feed_forward_in_pieces(parted, pieces=4)
     tokens = torch.randn(shape, requires_grad=True)
     results = []

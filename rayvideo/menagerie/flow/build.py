@@ -49,7 +49,9 @@ def build_pipeline(work: Path) -> Path:
             vae.save_pretrained(work / "flow-vae")
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
-        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=2500, clip_steps=4500)
+        transformer, text, tokenizer = train_denoiser(
+            clips, images, pool, work, image_steps=2500, more_image_steps=3200, clip_steps=2800
+        )
         sharpen_decoder(vae, pool, work, steps=700)
         WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
     return folder

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -173,9 +174,16 @@ def encode_pool(vae: AutoencoderKLWan, pool: Pool, work: Path, seed: int) -> tup
 
 
 def train_denoiser(
-    clips: np.ndarray, images: np.ndarray, pool: Pool, work: Path, *, image_steps: int, clip_steps: int
+    clips: np.ndarray,
+    images: np.ndarray,
+    pool: Pool,
+    work: Path,
+    *,
+    image_steps: int,
+    more_image_steps: int,
+    clip_steps: int,
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, T5Tokenizer]:
-    """Train text tower and transformer on velocities, first on images, then on whole clips.
+    """Train text tower and transformer on velocities, twice on images, then on whole clips.
 
     Noise levels are those of the shifted grid: as many as sampling spends at high noise, where a clip's content is
     decided.
@@ -184,8 +192,8 @@ def train_denoiser(
     tokenizer = build_tokenizer()
     text, transformer = build_text_tower(len(tokenizer)), build_transformer()
 
-    def losses_of(step: int, latents: np.ndarray, batch: int) -> Losses:
-        rng = random.Random(f"flow-{latents.ndim}-{step}")
+    def losses_of(step: int, latents: np.ndarray, batch: int, stage: str) -> Losses:
+        rng = random.Random(f"flow-{stage}-{step}")
         chosen = [rng.randrange(len(latents)) for _ in range(batch)]
         which = [(rng.randrange(2), rng.randrange(STILLS)) for _ in chosen]
         rows = [
@@ -203,9 +211,15 @@ def train_denoiser(
         return {"velocity": F.mse_loss(predicted, noise - clean)}
 
     parts = {"text": text, "transformer": transformer}
+    stages = (
+        ("images", images, 48, image_steps, 1.2e-3),
+        ("images-more", images, 48, more_image_steps, 1.2e-3),
+        ("clips", clips, 12, clip_steps, 8e-4),
+    )
     with short_text(transformer) as short:
-        fit("flow-images", parts, lambda i: losses_of(i, images, 48), steps=image_steps, lr=1.2e-3, work=work)
-        text.requires_grad_(True)
-        transformer.requires_grad_(True)
-        fit("flow-clips", parts, lambda i: losses_of(i, clips, 12), steps=clip_steps, lr=8e-4, work=work)
+        for name, latents, batch, count, lr in stages:
+            for part in parts.values():
+                part.requires_grad_(True)
+            loss = partial(losses_of, latents=latents, batch=batch, stage=name)
+            fit(f"flow-{name}", parts, loss, steps=count, lr=lr, work=work)
     return transformer, text, tokenizer
