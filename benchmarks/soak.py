@@ -37,6 +37,7 @@ from safetensors.torch import load_file
 
 from rayvideo.menagerie.clips import training_scenes, write_clips
 from rayvideo.paths import path_argument
+from rayvideo.tracking.charts import step_chart
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "jobs/recipes/menagerie-demo.yaml"
@@ -342,7 +343,7 @@ def mlflow_says(arguments: argparse.Namespace) -> str:
     ]
     if len(found) != 1:
         return f"{len(found)} runs"
-    steps = Counter(point.step for point in client.get_metric_history(found[0].info.run_id, "reward"))
+    steps = Counter(point.step for point in client.get_metric_history(found[0].info.run_id, step_chart("reward")))
     gaps = sorted(set(range(1, arguments.steps + 1)) - steps.keys())
     twice = sum(count > 1 for count in steps.values())
     return f"1 run, {found[0].info.status}, {len(steps)} steps, {len(gaps)} gaps, {twice} steps logged more than once"

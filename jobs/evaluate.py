@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
     start_ray(recipe, "generation", "judges", "held_out")
     recipe = settle(recipe, "evaluation")
-    ref = tuning or create_run(recipe, out)
+    ref = tuning or create_run(recipe, out, args.overrides)
     # The run of the fine-tuning is closed already; one of our own ends with us.
     with nullcontext(Tracker(ref)) if tuning else Tracker(ref) as tracker, TemporaryDirectory() as folder:
         work = Path(folder)

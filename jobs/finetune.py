@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
     preflight.check(recipe, resume=args.resume)
     preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
     start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
-    summary = finetune(recipe, resume=args.resume, overrule=args.overrule)
+    summary = finetune(recipe, resume=args.resume, overrule=args.overrule, typed=args.overrides)
     for judge, score in summary["scores"].items():
         print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")
     if verdict := summary.get("verdict"):

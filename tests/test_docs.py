@@ -74,9 +74,11 @@ PYTHON = [
     ("docs/objectives.md", "python", "EarlyLook"),
     ("docs/checkpointing.md", "python", "Verdict"),
     ("docs/models.md", "python", "WanPipeline"),
+    ("docs/mlflow.md", "python", "pyfunc"),
 ]
-"""Blocks that tests run; those of the last five are tests/models/wan/test_export.py, tests/models/test_shapes.py,
-tests/training/objectives/test_own.py, tests/training/test_stop_rule.py and tests/models/wan/test_formats.py."""
+"""Blocks that tests run; those of the last six are tests/models/wan/test_export.py, tests/models/test_shapes.py,
+tests/training/objectives/test_own.py, tests/training/test_stop_rule.py, tests/models/wan/test_formats.py and
+tests/evaluation/test_pyfunc.py."""
 LANGUAGES = {"bash", "python", "yaml", "bibtex", "diff", ""}
 
 

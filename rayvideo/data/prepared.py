@@ -22,7 +22,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rayvideo import sections
-from rayvideo.data.manifest import Entry
+from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
 from rayvideo.recipe import Recipe
 from rayvideo.storage import StorageError, join, locate, read_bytes, read_object, write_bytes, write_lines
@@ -85,9 +85,22 @@ def fingerprint(recipe: Recipe, entries: Sequence[Entry] | None = None) -> dict[
     """Everything that the numbers in a prepared folder depend on; without `entries`, all but the list of clips."""
     data = recipe.data
     numbers = {"frames": data.frames, "fps": data.fps, "height": data.height, "width": data.width}
-    listed = {} if entries is None else {"manifest": hashlib.sha256(json.dumps(entries).encode()).hexdigest()}
+    listed = {} if entries is None else {"manifest": digest(entries)}
     prompt = {"negative_prompt": recipe.model.negative_prompt} if recipe.model.negative_prompt else {}
     return {"model": model_digest(recipe.model, ENCODING_PARTS), **numbers, **listed, **prompt}
+
+
+def digest(entries: Sequence[Entry]) -> str:
+    """Of a list of clips: which they are, in what order, and what they show; not their pixels."""
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def list_digest(recipe: Recipe) -> str:
+    """`digest` of the recipe's clips; of a prepared folder, of the list that it was prepared from."""
+    data = recipe.data
+    if data.prepared is not None:
+        return str((read_summary(data.prepared) or {})["fingerprint"]["manifest"])
+    return digest(read_captioned(str(data.manifest), data.root, data.max_bad_fraction))
 
 
 class Prepared(NamedTuple):

@@ -25,6 +25,7 @@ from rayvideo.recipe import Recipe
 from rayvideo.serving.pool import RewardPool
 from rayvideo.storage import join
 from rayvideo.tracking import Tracker
+from rayvideo.tracking.charts import base_chart, clip_chart, strip_key
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Previews:
         self._base: Pixels | None = None
 
     def show(self, step: int) -> dict[str, float]:
-        """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures per set."""
+        """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures by chart."""
         if not self._prompts:
             return {}
         if self._base is None:
@@ -108,10 +109,14 @@ class Previews:
                 continue
             side_by_side = _enlarged(np.concatenate([base, after], axis=2))
             file = f"{folder}/{file_name(number, prompt)}.mp4"
-            self._tracker.strip(f"preview/{prompt.set}/{prompt.caption}", step, base, after, prompt.caption)
+            key = strip_key("preview", prompt.set, prompt.caption)
+            self._tracker.strip(key, step, base, after, prompt.caption)
             self._tracker.video(file, side_by_side)
             write_clip(join(self._run_folder, file), side_by_side)
-        figures = {**self._figures("base", self._base), **self._figures("tuned", tuned)}
+        figures = {
+            **{base_chart("preview", *what): value for what, value in self._figures(self._base).items()},
+            **{clip_chart("preview", *what): value for what, value in self._figures(tuned).items()},
+        }
         self._tracker.log(step, figures)
         return figures
 
@@ -126,7 +131,8 @@ class Previews:
 
     def _logged(self, prompt: Prompt, step: int) -> bool:
         tracker = cast(Tracker, self._tracker)
-        return tracker.logged(f"preview/{prompt.set}/motion.tuned", step)  # a figure: they are the last to be logged
+        # A figure: they are the last to be logged.
+        return tracker.logged(clip_chart("preview", prompt.set, "motion"), step)
 
     def _generate(self, what: str) -> Pixels:
         """Every prompt's clip, on every rank."""
@@ -163,14 +169,14 @@ class Previews:
             dist.all_gather(shares, pixels)
         return torch.cat(shares)[: len(self._prompts)].cpu().numpy()
 
-    def _figures(self, variant: str, clips: Pixels) -> dict[str, float]:
-        """Means over each set's clips: raw scores of the pool's judges, motion and flicker."""
+    def _figures(self, clips: Pixels) -> dict[tuple[str, str], float]:
+        """(Set, metric) -> mean over the set's clips: raw scores of the pool's judges, motion and flicker."""
         scores = judge_clips(self._recipe, self._pool, clips, [prompt.caption for prompt in self._prompts])
         columns = {judge: raw.tolist() for judge, raw in scores.items()}
         frames = to_frames(clips)
         columns |= {"motion": [motion(x).item() for x in frames], "flicker": [flicker(x).item() for x in frames]}
         return {
-            f"preview/{name}/{metric}.{variant}": fmean(
+            (name, metric): fmean(
                 value for value, prompt in zip(values, self._prompts, strict=True) if prompt.set == name
             )
             for name in dict.fromkeys(prompt.set for prompt in self._prompts)

@@ -11,9 +11,11 @@ import pyarrow.fs
 
 from rayvideo.evaluation.compare import Comparison
 from rayvideo.evaluation.findings import figures_of, roles
+from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.storage import join, locate, read_summary, write_bytes
-from rayvideo.tracking import Tracker, versions
+from rayvideo.tracking import Tracker, captions_input, versions
+from rayvideo.tracking.charts import clip_chart, strip_key
 
 
 def publish(
@@ -42,28 +44,44 @@ def publish(
 
 
 def track(recipe: Recipe, comparison: Comparison, work: Path, tracker: Tracker, step: int) -> None:
-    """Log the means of every set, a strip for each shown prompt, and the report with its clips."""
-    for chain in comparison.chains:
-        # The first keeps the plain names, so that its curves stay one when another number of steps joins.
-        group = "eval" if chain is comparison.chains[0] else f"eval-{chain.steps}-steps"
-        means = {
-            f"{group}/{name}/{metric}.{variant}": figure["mean"]
-            for name, variants in chain.sets.items()
-            for variant, figures in variants.items()
-            for metric, figure in figures.items()
-        }
-        gains = {
-            f"{group}/{name}/{judge}.gain_in_base_std": gain
-            for judge in (roles(recipe) if comparison.has_tuned else ())
-            for name, gain in chain.gain(judge).items()
-            if gain is not None
-        }
-        tracker.log(step, means | gains)
+    """Log the means of every set, a strip for each shown prompt, and the report with its clips.
+
+    Args:
+        step: Optimizer steps behind the tuned model. The base's figures stand at step 0, where training began, so that
+            each makes one curve from base to tuned, which later evaluations of the run carry on.
+    """
+    first = comparison.chains[0]
+    for name, path in recipe.evaluation.sets.items():
+        captions = dict.fromkeys(row["caption"] for row in first.rows if row["set"] == name)
+        tracker.inputs(captions_input(name, path, [*captions]))
+    after = max(step, 1)  # of an adapter from elsewhere the steps are not known
+    tracker.log(0, curves(recipe, comparison, "base"))
+    if comparison.has_tuned:
+        tracker.log(after, curves(recipe, comparison, "tuned"))
     for preview in comparison.previews:
         if "tuned" in preview.pixels:
             prompt = preview.prompt
-            name = f"eval/{prompt.set}/{prompt.caption}"
-            tracker.strip(name, step, preview.pixels["base"], preview.pixels["tuned"], prompt.caption)
+            key = strip_key("eval", prompt.set, prompt.caption)
+            tracker.strip(key, after, preview.pixels["base"], preview.pixels["tuned"], prompt.caption)
     tracker.artifacts(work / "report", "report")
     tracker.artifacts(work / "clips.parquet", "report")
     tracker.flush()
+
+
+def curves(recipe: Recipe, comparison: Comparison, variant: Variant) -> dict[str, float]:
+    """One variant's value of each curve in MLflow: the means of every set, and judges' gains over the base."""
+    judges = roles(recipe)
+    held_out = {judge for judge, role in judges.items() if role == "held-out"}
+    values: dict[str, float] = {}
+    for chain in comparison.chains:
+        # The first keeps the plain names, so that its curves stay one when another number of steps joins.
+        source = "eval" if chain is comparison.chains[0] else f"eval-{chain.steps}-steps"
+        for name, figures in chain.sets.items():
+            for metric, figure in figures[variant].items():
+                values[clip_chart(source, name, metric, held_out=held_out)] = figure["mean"]
+        for judge in judges if comparison.has_tuned else ():
+            for name, gain in chain.gain(judge).items():
+                if gain is not None:
+                    chart = clip_chart(source, name, judge, held_out=held_out)
+                    values[f"{chart}.gain_in_base_std"] = gain if variant == "tuned" else 0.0
+    return values

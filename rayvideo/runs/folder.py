@@ -30,6 +30,8 @@ MAY_CHANGE = (
     "training.gpus_per_worker",
     "evaluation.",
     "tracking.uri",
+    "tracking.system_metrics",
+    "tracking.register_as",
     "storage",
 )
 """Options, and beginnings of options, that a resumed run may have another value for."""

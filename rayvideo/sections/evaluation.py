@@ -77,3 +77,12 @@ class Tracking(Section):
     )
     experiment: str = Field("rayvideo", description="Experiment that the run is filed under.")
     run_name: Name | None = Field(None, description="Name of run and run folder (default: date and time).")
+    parent: str | None = Field(
+        None, description="Id of the run of the same experiment that this one is a child of, such as a sweep's."
+    )
+    system_metrics: bool = Field(
+        True, description="Log what the first worker's machine is busy with; GPUs need the package nvidia-ml-py."
+    )
+    register_as: Name | None = Field(
+        None, description="Name in MLflow's model registry that the tuned model becomes a version of."
+    )

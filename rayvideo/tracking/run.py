@@ -1,4 +1,4 @@
-"""MLflow: one run for a recipe, with its options, versions, metrics, frame strips, clips and reports.
+"""MLflow: one run for a recipe, with its options, inputs, versions, metrics, frame strips, clips, reports and product.
 
 The driver makes the run and hands its `RunRef` to whoever logs: rank 0 while training, the driver afterwards. Without
 a server everything is kept under the recipe's storage: `mlflow.db` (sqlite) and `mlartifacts/` beside it.
@@ -12,7 +12,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from rayvideo.data.video import write_clip
 from rayvideo.errors import Stopped, UserError
@@ -31,7 +32,10 @@ from rayvideo.recipe import Recipe, flatten, shareable
 from rayvideo.storage import is_uri, join
 from rayvideo.tracking.access import AccessError, connect, quiet
 from rayvideo.tracking.address import is_server, sqlite_file, tracking_uri
-from rayvideo.tracking.origin import commit, versions
+from rayvideo.tracking.inputs import Input
+from rayvideo.tracking.machine import Watched, watch
+from rayvideo.tracking.origin import commit, overrides, source, versions
+from rayvideo.tracking.product import Product, log_product, register
 from rayvideo.tracking.strip import Frames, draw_strip
 
 LONGEST_PARAM = 500  # characters that every server takes; newer ones take more
@@ -65,7 +69,8 @@ def open_experiment(recipe: Recipe) -> tuple[str, str]:
 
     Raises:
         RecipeError: as `tracking_uri` says.
-        TrackingError: nobody answers there; the experiment is deleted, or its artifacts are behind another address.
+        TrackingError: nobody answers there; the experiment is deleted, or its artifacts are behind another address, or
+            it has no run `tracking.parent`.
     """
     uri, name = tracking_uri(recipe), recipe.tracking.experiment
     what = f"{without_login(uri)}: experiment {name!r}"
@@ -82,11 +87,16 @@ def open_experiment(recipe: Recipe) -> tuple[str, str]:
             f"experiments restore --experiment-id {experiment.experiment_id}`, or name another tracking.experiment"
         )
     _refuse_served(experiment.artifact_location, uri, what)
+    if recipe.tracking.parent is not None:
+        _refuse_parent(client, recipe.tracking.parent, experiment.experiment_id, what)
     return uri, experiment.experiment_id
 
 
-def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
-    """Make a run, with the whole recipe as params and recipe.yaml, and git commit and library versions as tags.
+def create_run(recipe: Recipe, run_folder: str | Path, typed: Sequence[str] = ()) -> RunRef:
+    """Make a run, with the whole recipe as params and recipe.yaml, and the program and library versions as tags.
+
+    Args:
+        typed: The overrides that were given on the command line.
 
     Raises:
         UserError: as `open_experiment` says.
@@ -96,9 +106,13 @@ def create_run(recipe: Recipe, run_folder: str | Path) -> RunRef:
     name = recipe.tracking.run_name or Path(run_folder).name
     tags = {
         "run_folder": str(run_folder),
+        **source(),
+        **overrides(typed),
         **versions(),
         **{f"mlflow.source.git.{key}": value for key, value in commit().items()},
     }
+    if recipe.tracking.parent is not None:
+        tags[MLFLOW_PARENT_RUN_ID] = recipe.tracking.parent
     run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     tree = shareable(recipe)
     # As a dict: two keys of a judge's options may become one name, of which MLflow takes one value.
@@ -153,6 +167,7 @@ class Tracker:
         self._sender = ThreadPoolExecutor(max_workers=1)
         self._sending: list[Future[Any]] = []
         self._earlier = set(self._client.get_run(ref.run_id).data.metrics) if skip_logged else set()
+        self._monitor: Watched | None = None
         self._newest: dict[str, int] = {}  # of metrics in `_earlier`: the newest step, once it was asked for
 
     def __enter__(self) -> Tracker:
@@ -210,6 +225,27 @@ class Tracker:
         else:
             self._client.log_artifact(self.ref.run_id, str(source), path)
 
+    def inputs(self, *inputs: Input) -> None:
+        """Note what the run was made from; what it has already is left out."""
+        self._client.log_inputs(self.ref.run_id, datasets=[one.entity() for one in inputs])
+
+    def product(self, product: Product, step: int, name: str | None) -> None:
+        """Log the model that the run put out at a step, and enter it into the registry if a `name` is given."""
+        model = log_product(self._client, self.ref.experiment_id, self.ref.run_id, product, step)
+        self.tag(model=f"models:/{model.model_id}")
+        if name is not None:
+            version = register(self._client, name, model)
+            self.tag(registered=f"models:/{name}/{version}")
+
+    def watch_machine(self) -> None:
+        """Log what this machine is busy with, until `unwatch_machine`."""
+        self._monitor = watch(self.ref.run_id, self.ref.uri)
+
+    def unwatch_machine(self) -> None:
+        """Log what was seen last, if the machine is watched."""
+        if self._monitor is not None:
+            self._monitor.finish()
+
     def flush(self) -> None:
         """Wait until every metric has arrived."""
         while self._sending:
@@ -261,6 +297,15 @@ def _artifacts_beside(uri: str, storage: str) -> str | None:
     if database := sqlite_file(uri):
         return (database.parent / ARTIFACTS).as_uri()
     return join(storage, ARTIFACTS) if is_uri(storage) else (Path(storage).absolute() / ARTIFACTS).as_uri()
+
+
+def _refuse_parent(client: MlflowClient, parent: str, experiment_id: str, what: str) -> None:
+    try:
+        theirs = client.get_run(parent).info.experiment_id
+    except MlflowException:
+        theirs = None
+    if theirs != experiment_id:  # MLflow shows no children of another experiment
+        raise TrackingError(f"{what} has no run {parent!r}; name one of it in tracking.parent, or leave that out")
 
 
 def _refuse_served(artifacts: str, uri: str, what: str) -> None:

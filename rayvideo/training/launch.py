@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 from rayvideo.data.latents import open_latents
-from rayvideo.data.prepared import write_rejected
+from rayvideo.data.prepared import list_digest, write_rejected
 from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped
+from rayvideo.evaluation import pyfunc
 from rayvideo.evaluation.adapter import check_adapter
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.models import load_model, start
@@ -32,8 +37,8 @@ from rayvideo.runs.lock import only_driver
 from rayvideo.runs.verdict import Verdict, verdict_of
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
-from rayvideo.storage import fetched, is_file, join, read_lines
-from rayvideo.tracking import RunRef, Tracker, create_run, versions
+from rayvideo.storage import absolute, fetched, is_file, join, read_lines
+from rayvideo.tracking import Input, Product, RunRef, Tracker, create_run, overrides, versions
 from rayvideo.training.needed import price_of_previews
 from rayvideo.training.plan import Plan
 from rayvideo.training.preflight import check_place
@@ -43,7 +48,7 @@ from rayvideo.training.ray_train.preemption import on_signals
 logger = logging.getLogger(__name__)
 
 
-def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False) -> dict[str, Any]:
+def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False, typed: Sequence[str] = ()) -> dict[str, Any]:
     """Fine-tune the recipe's model and return what is then in the run folder's summary.json.
 
     Needs a running Ray, and a recipe that passed `preflight.check`; what `preflight.check_place` refuses, it does too.
@@ -52,6 +57,7 @@ def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False) -> di
         resume: Go on with the run of this name from its newest good checkpoint. A run that has done all of its steps,
             or was ended by a verdict of its stop rule, is left as it is.
         overrule: With `resume`: go on to the last step, whatever the stop rule said or would say.
+        typed: The overrides of the command line, by which the run is found in MLflow.
 
     Raises:
         UserError: naming what the recipe, its files, a clip or a judge lacks; also where NaN or Inf appeared.
@@ -64,11 +70,11 @@ def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False) -> di
     recipe = settle(runs.as_begun(recipe) if ref else recipe, "training")
     with only_driver(folder):
         if ref:
-            return _go_on(recipe, ref, overrule, started)
-        return _train(recipe, recipe, None, "started", started)
+            return _go_on(recipe, ref, overrule, started, typed)
+        return _train(recipe, recipe, None, "started", started, typed=typed)
 
 
-def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float) -> dict[str, Any]:
+def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float, typed: Sequence[str]) -> dict[str, Any]:
     """Resume the run, or finish it if only that was left to do."""
     folder, name = runs.folder_of(recipe), recipe.tracking.run_name
     good, refused = newest_good(folder, ref.run_id)
@@ -85,7 +91,8 @@ def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float) -> dict[
         logger.info("going on from step %d", done)
         overruled = overrule or (good is not None and good.state.get("overruled", False))
         reason = f"resumed, the verdict of step {given.given_at} overruled" if overrule and given else "resumed"
-        return _train(recipe, with_original_global_batch(recipe, good), ref, reason, started, overruled)
+        shared = with_original_global_batch(recipe, good)
+        return _train(recipe, shared, ref, reason, started, overruled, typed)
     summary = runs.known(folder)
     if summary.get("finished") and not (overrule and summary.get("verdict")):
         if verdict:
@@ -110,7 +117,13 @@ def with_original_global_batch(recipe: Recipe, good: Good | None) -> Recipe:
 
 
 def _train(
-    recipe: Recipe, shared: Recipe, ref: RunRef | None, reason: str, started: float, overruled: bool = False
+    recipe: Recipe,
+    shared: Recipe,
+    ref: RunRef | None,
+    reason: str,
+    started: float,
+    overruled: bool = False,
+    typed: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything that a training takes, from the judges' start to the summary.
 
@@ -120,6 +133,7 @@ def _train(
         reason: Why the workers start.
         started: `time.monotonic()` at the beginning of the call.
         overruled: Whether the recipe's stop rule is not asked any more.
+        typed: The overrides of the command line.
     """
     options = recipe.reward
     folder = runs.folder_of(recipe)
@@ -138,7 +152,7 @@ def _train(
             logger.info(price)
         with progress("loading judges", len(pool.judges), unit="judge") as bar:
             pool.wait_until_ready(lambda _: bar.update())
-        ref = _begin(recipe, table, ref)
+        ref = _begin(recipe, table, ref, typed)
         with Tracker(ref) as tracker:
             try:
                 newest, refused = _fit(
@@ -163,7 +177,7 @@ def _train(
         pool.close()
 
 
-def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
+def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None, typed: Sequence[str] = ()) -> RunRef:
     """Write into the run folder what is known now, which takes it, and open the MLflow run.
 
     Args:
@@ -172,13 +186,17 @@ def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
     folder = runs.folder_of(recipe)
     runs.write_recipe(recipe)
     write_rejected(join(folder, "rejected.jsonl"), table.rejected)
+    clips = {"clips": len(table), "rejected": len(table.rejected)}
     if ref is None:
-        ref = create_run(recipe, folder)
+        ref = create_run(recipe, folder, typed)
         runs.write_run(folder, ref)
         Tracker(ref).tag(**{f"adapter.{name}": digest for name, digest in start.digests(recipe.model.lora).items()})
     else:
         Tracker(ref).reopen()
-    clips = {"clips": len(table), "rejected": len(table.rejected)}
+        if typed:
+            Tracker(ref).tag(**overrides(typed))
+    source = absolute(str(recipe.data.prepared or recipe.data.manifest))
+    Tracker(ref).inputs(Input(Path(source).stem, source, list_digest(recipe), "training", clips))
     known = {"finished": False, "verdict": None, "run_folder": folder, "mlflow": ref.shareable(), **clips}
     runs.write_summary(folder, known)
     return ref
@@ -246,6 +264,7 @@ def _finish(
         check_adapter(model, str(files / "adapter"))
         adapter = runs.copy_adapter(files / "adapter", folder)
         tracker.artifacts(files / "adapter", "adapter")
+        _log_product(recipe, files / "adapter", product.step, tracker)
     if verdict:
         tracker.tag(verdict=verdict.reason, **{"verdict.step": verdict.step})
     steps = read_lines(join(folder, "metrics.jsonl"))
@@ -264,6 +283,23 @@ def _finish(
             "recipe": shareable(recipe),
         },
     )
+
+
+def _log_product(recipe: Recipe, adapter: Path, step: int, tracker: Tracker) -> None:
+    """Log what makes clips of captions, in any process that has this package and reaches the base model."""
+    data = recipe.data
+    with TemporaryDirectory() as folder:
+        shutil.copytree(adapter, Path(folder, pyfunc.ADAPTER))
+        pyfunc.write_recipe(recipe, Path(folder))
+        product = Product(
+            loader=pyfunc.__name__,
+            folder=Path(folder),
+            example=pyfunc.EXAMPLE,
+            params=pyfunc.defaults(recipe),
+            clip=(data.frames, data.height, data.width, 3),
+            config=pyfunc.config(recipe),
+        )
+        tracker.product(product, step, recipe.tracking.register_as)
 
 
 def _chosen(folder: str, newest: Good, verdict: Verdict, run: str) -> Good:

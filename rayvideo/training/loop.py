@@ -19,6 +19,7 @@ from rayvideo.runs.journal import Journal
 from rayvideo.runs.news import Reporter
 from rayvideo.storage import join
 from rayvideo.tracking import Tracker
+from rayvideo.tracking.charts import step_charts
 from rayvideo.training.assembly import assemble
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.learning import FirstUpdates
@@ -58,6 +59,8 @@ def train(plan: Plan) -> None:
     if tracker:
         tracker.tag(attempts=start.attempt, **{f"attempt.{start.attempt}": start.said})
         tracker.tag(**{"adapter.layers": len(pairs(adapted)), "adapter.parameters": parameter_count(adapted)})
+    if tracker and recipe.tracking.system_metrics:
+        tracker.watch_machine()
     report.stepped(start.step, attempt=start.attempt)
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
@@ -79,7 +82,7 @@ def train(plan: Plan) -> None:
             stop = values.pop(STOP) > 0
             clips = gather_over_workers(torch.tensor(trainer.taken(), device=device)).tolist()
             if tracker and journal:
-                tracker.log(step, values)
+                tracker.log(step, step_charts(values))
                 journal.add(step, {**values, "clips": clips})
                 scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
                 report.stepped(step, pace=pace.add(time.monotonic() - began), scores=scores)
@@ -110,6 +113,8 @@ def train(plan: Plan) -> None:
             report.stepped(step)
         report.phase("writing the last checkpoint")
     finally:
+        if tracker:
+            tracker.unwatch_machine()
         saver.close()  # after a step that failed too: the checkpoint before it is uploaded to its end
     engine.close()
 

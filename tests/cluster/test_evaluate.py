@@ -219,9 +219,11 @@ def test_the_job_fills_the_run_folder_and_the_run(
     client = MlflowClient(ref.uri)
     assert len(client.search_runs([ref.experiment_id])) == 1
     logged = client.get_run(ref.run_id)
-    assert logged.data.metrics["eval/in/judge.tuned"] == pytest.approx(tuned["mean"])
-    assert "eval-1-steps/in/judge.tuned" in logged.data.metrics
-    assert client.get_metric_history(ref.run_id, "eval/in/judge.base")[0].step == 3
+    assert logged.data.metrics["1-reward/eval.in.judge"] == pytest.approx(tuned["mean"])
+    assert {"1-reward/eval-1-steps.in.judge", "2-held-out/eval.in.held_out"} <= set(logged.data.metrics)
+    curve = {point.step: point.value for point in client.get_metric_history(ref.run_id, "1-reward/eval.in.judge")}
+    assert curve == {0: pytest.approx(base["mean"]), 3: pytest.approx(tuned["mean"])}
+    assert {each.dataset.name for each in logged.inputs.dataset_inputs} == {"in", "new"}
     assert "report/index.html" in [file.path for file in client.list_artifacts(ref.run_id, "report")]
     strips = [file.path for file in client.list_artifacts(ref.run_id, "images") if file.path.endswith(".png")]
     assert len(strips) == 3

@@ -126,7 +126,7 @@ def test_every_step_is_logged(finished):
     assert [line["lr"] for line in lines] == [5e-4, 1e-3, 1e-3, 1e-3]
     ref = finished.summary["mlflow"]
     client = MlflowClient(tracking_uri(finished.recipe))
-    history = client.get_metric_history(ref["run_id"], "score/hps")
+    history = client.get_metric_history(ref["run_id"], "1-reward/score.hps")
     assert {point.step: point.value for point in history} == {line["step"]: line["score/hps"] for line in lines}
     run = client.get_run(ref["run_id"])
     assert run.info.status == "FINISHED"
@@ -280,7 +280,7 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(finished, tiny_pipeline,
     lines, wanted = metrics_of(folder), metrics_of(finished.folder)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["reward"] for line in lines] == pytest.approx([line["reward"] for line in wanted], rel=1e-6)
-    shown = client.get_metric_history(summary["mlflow"]["run_id"], "preview/in/motion.tuned")
+    shown = client.get_metric_history(summary["mlflow"]["run_id"], "3-motion/preview.in.motion")
     assert sorted(point.step for point in shown) == [0, 1, 2, 3, 4], "a stop's step was left out, or shown twice"
     tuned = load_file(folder / "adapter" / "adapter_model.safetensors")
     error = torch.cat([(tuned[name] - weight).flatten() for name, weight in finished.adapter().items()])

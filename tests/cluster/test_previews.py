@@ -93,14 +93,14 @@ def test_one_worker_or_two_show_the_same(recipe: Recipe, tmp_path: Path) -> None
         assert two == pytest.approx(one, abs=1e-4)
     first, last = alone
     assert set(first) == {
-        f"preview/{name}/{metric}.{variant}"
+        f"{group}/preview.{name}.{metric}"
         for name in ("in", "new")
-        for metric in ("judge", "motion", "flicker")
-        for variant in ("base", "tuned")
+        for metric, where in {"judge": "1-reward", "motion": "3-motion", "flicker": "3-motion"}.items()
+        for group in (where, "9-base")
     }
-    assert first["preview/in/judge.tuned"] == first["preview/in/judge.base"]  # B = 0: nothing is tuned yet
-    assert last["preview/in/judge.base"] == first["preview/in/judge.base"]
-    assert last["preview/in/judge.tuned"] != pytest.approx(first["preview/in/judge.tuned"], abs=1e-4)
+    assert first["1-reward/preview.in.judge"] == first["9-base/preview.in.judge"]  # B = 0: nothing is tuned yet
+    assert last["9-base/preview.in.judge"] == first["9-base/preview.in.judge"]
+    assert last["1-reward/preview.in.judge"] != pytest.approx(first["1-reward/preview.in.judge"], abs=1e-4)
 
     file = tmp_path / "alone" / "run" / "samples" / "step-000002" / "02-new-blue-snail.mp4"
     both = read_clip(file, 4, 8, 256, 512).astype(float)  # enlarged four times
@@ -110,7 +110,7 @@ def test_one_worker_or_two_show_the_same(recipe: Recipe, tmp_path: Path) -> None
     assert videos == [
         f"samples/step-000002/{n}.mp4" for n in ("00-in-red-cat-0", "01-in-red-cat-4", "02-new-blue-snail")
     ]
-    history = client.get_metric_history(ref.run_id, "preview/in/judge.tuned")
+    history = client.get_metric_history(ref.run_id, "1-reward/preview.in.judge")
     assert sorted({point.step for point in history}) == [0, 2]
 
 

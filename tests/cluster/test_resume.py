@@ -206,7 +206,7 @@ def test_mlflow_has_one_run_with_each_step_once(killed):
     client = MlflowClient(killed.database)
     assert len(client.search_runs([client.get_run(run_id(killed.folder)).info.experiment_id])) == 2
     own, other = (
-        sorted((point.step, point.value) for point in client.get_metric_history(run_id(folder), "reward"))
+        sorted((point.step, point.value) for point in client.get_metric_history(run_id(folder), "1-reward/reward"))
         for folder in (killed.folder, killed.undisturbed)
     )
     assert [step for step, _ in own] == list(range(1, STEPS + 1))

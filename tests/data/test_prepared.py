@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rayvideo.data.prepared import fingerprint, open_prepared, write_summary
+from rayvideo.data.manifest import read_manifest
+from rayvideo.data.prepared import digest, fingerprint, list_digest, open_prepared, write_summary
 from rayvideo.data.table import DataError
 from rayvideo.recipe import Recipe, parse_recipe
 from tests.prepared import CAPTIONS, save_prepared
@@ -44,3 +45,12 @@ def test_its_embedding_must_be_there(tmp_path):
     save_prepared(recipe)
     with pytest.raises(DataError, match="lacks 1 captions of its clips, such as 'dull'"):
         open_prepared(recipe)
+
+
+def test_a_list_and_the_folder_prepared_from_it_have_one_digest(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4|||red cat\n")
+    listed = parse_recipe(recipe_for(tmp_path).model_dump() | {"data": {"manifest": str(tmp_path / "list.txt")}})
+    recipe, entries = recipe_for(tmp_path), read_manifest(tmp_path / "list.txt")
+    write_summary(str(tmp_path), {"finished": True, "fingerprint": fingerprint(recipe, entries)})
+    assert list_digest(recipe) == list_digest(listed) == digest(entries)
+    assert digest(entries) != digest([{**entries[0], "caption": "blue dog"}])

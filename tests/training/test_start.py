@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from rayvideo.data.trimmed import Trimmed
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.previews import Previews
 from rayvideo.models import ModelError, export, load_model
@@ -132,7 +134,8 @@ def test_previews_of_step_0_show_it_beside_the_base(tiny_pipeline, file, table, 
     tree["evaluation"] |= {"sets": {"in": str(tmp_path / "captions.txt")}, "steps": [2]}
     recipe = parse_recipe(tree | {"storage": str(tmp_path / "runs")})
     rows = table.rows([0])
-    embeddings = {"": table.unconditional("")[0], "red cat": rows.embeddings[0]}
+    plain = {"": table.unconditional("")[0], "red cat": rows.embeddings[0]}
+    embeddings = {caption: Trimmed.of(embedding.numpy()) for caption, embedding in plain.items()}
     tracker = Tracker(create_run(recipe, tmp_path / "runs" / "run"))
     shown = {}
     for name, one in (("begun", recipe), ("base", recipe_without_start(recipe))):
@@ -140,9 +143,9 @@ def test_previews_of_step_0_show_it_beside_the_base(tiny_pipeline, file, table, 
         previews = Previews(one, built.model, embeddings, LocalPool(one.reward.judges), str(tmp_path / name), tracker)
         shown[name] = previews.show(0)
         built.engine.close()
-    judged = "preview/in/judge"
-    assert shown["begun"][f"{judged}.base"] == shown["base"][f"{judged}.base"] == shown["base"][f"{judged}.tuned"]
-    assert abs(shown["begun"][f"{judged}.tuned"] - shown["begun"][f"{judged}.base"]) > 1e-4
+    base, tuned = "9-base/preview.in.judge", "1-reward/preview.in.judge"
+    assert shown["begun"][base] == shown["base"][base] == shown["base"][tuned]
+    assert abs(shown["begun"][tuned] - shown["begun"][base]) > 1e-4
 
 
 def recipe_without_start(recipe: Recipe) -> Recipe:
@@ -152,8 +155,13 @@ def recipe_without_start(recipe: Recipe) -> Recipe:
 
 def test_mlflow_is_told_which_weights_it_began_from(tiny_pipeline, file, table, tmp_path):  # noqa: F811
     tree = begun_from(file, recipe_for(tiny_pipeline)).model_dump(mode="json")
+    (tmp_path / "clips.txt").write_text("a.mp4|||a cat\nb.mp4|||a dog\n")
     run = {"tracking": tree["tracking"] | {"run_name": "first"}, "storage": str(tmp_path / "runs")}
-    ref: RunRef = _begin(parse_recipe(tree | run), table, None)
-    data = MlflowClient(ref.uri).get_run(ref.run_id).data
+    listed = {"data": tree["data"] | {"manifest": str(tmp_path / "clips.txt")}}
+    ref: RunRef = _begin(parse_recipe(tree | run | listed), table, None, ["training.steps=7"])
+    begun = MlflowClient(ref.uri).get_run(ref.run_id)
+    data, [clips] = begun.data, begun.inputs.dataset_inputs
+    assert (clips.dataset.name, json.loads(clips.dataset.profile)) == ("clips", {"clips": 3, "rejected": 0})
+    assert data.tags["overrides"] == "training.steps=7"
     assert data.params["model.lora.start"] == str(file)
     assert data.tags["adapter.start"] == hashlib.sha256(file.read_bytes()).hexdigest()
