@@ -69,6 +69,10 @@ class VideoModel(ABC):
     def _modules(self) -> list[nn.Module]:
         return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
 
+    def tensors(self) -> list[Tensor]:
+        """Weights and buffers of all parts that were loaded."""
+        return [tensor for part in self._modules() for tensor in (*part.parameters(), *part.buffers())]
+
     @property
     def denoiser(self) -> nn.Module:
         """The network that `predict` asks. A trainer puts the engine that wraps it in its place."""
