@@ -10,7 +10,7 @@ PORT ?= 5000
 # Recipes read it as "$$STORAGE": a path may hold whatever make or the shell would take for something else.
 export STORAGE
 
-.PHONY: help .venv clips demo test test-slow test-hpsv2 lint types format ui cluster cluster-stop constraints clean
+.PHONY: help .venv clips flow-clips demo demo-flow test test-slow test-hpsv2 lint types format ui cluster cluster-stop constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,12 +30,20 @@ $(READY): pyproject.toml constraints.txt
 clips: $(READY)  ## draw the menagerie's clips, which its recipes name; those already there are kept
 	$(BIN)/python -m rayvideo.menagerie.clips --out "$$STORAGE"/menagerie/clips
 
+flow-clips: $(READY)  ## the same clips of 17 frames, for the menagerie's flow model
+	$(BIN)/python -m rayvideo.menagerie.clips --out "$$STORAGE"/menagerie/flow-clips --length 17
+
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo:  ## the whole way on the embedded default: clips, latents, fine-tuning, comparison
 	@echo "Five and a half minutes on two cores without bf16, after an environment of 7 GB the first time: clips are drawn and encoded, a"
 	@echo "small model learns 20 steps from a judge, and its clips are compared with those from before, in a report."
 	@$(MAKE) --no-print-directory clips
 	$(BIN)/python jobs/demo.py --recipe $(DEMO) tracking.run_name=$(RUN)
+
+demo-flow: RUN := flow-$(shell date +%Y%m%d-%H%M%S)
+demo-flow:  ## the same way on the menagerie's flow model, a small Wan
+	@$(MAKE) --no-print-directory flow-clips
+	$(BIN)/python jobs/demo.py --recipe jobs/recipes/menagerie-flow-demo.yaml tracking.run_name=$(RUN)
 
 test: lint types  ## everything that must pass: ruff, mypy, all tests but the slow ones
 	$(BIN)/python -m pytest -q --durations=10

@@ -1,16 +1,16 @@
 """One optimizer step: as the release of InstructVideo makes it, and as rayvideo does. CPU, menagerie, fp32, one thread.
 
-    python benchmarks/step.py --rounds 7 --json step.json > step.md
+    python -m benchmarks.step --rounds 7 --json step.json > step.md
 
 D = 20, the last 12 steps, K = 1, two clips. All ways take turns in one process, each round in another order, so that
-other work on the machine hits all of them alike; times are medians of ratios within a round. Memory is measured once for
-each way: `peak` is all tensors that are alive at once beyond the weights, `kept` what autograd holds when the loss is
-there.
+other work on the machine hits all of them alike; times are medians of ratios within a round. Memory is measured once
+for each way: `peak` is all tensors that are alive at once beyond the weights, `kept` the most that autograd holds.
 
-The release's step is made of this package's parts in the release's order: clips and captions are encoded again in every
-step, guidance is two calls, all frames are decoded one by one, the judge's own weights get gradients, checkpoints are
-nested (the step, and the blocks in it), and an average of every weight is kept. The "release, but" lines leave out one of
-these each; the "rayvideo" lines are this package's trainer with its DeepSpeed engine and a judge in the same process.
+The release's step is made of this package's parts in the release's order: clips and captions are encoded again in
+every step, guidance is two calls, all frames are decoded one by one, the judge's own weights get gradients, checkpoints
+are nested (the step, and in it the blocks, also the decoder's), and an average of every weight is kept. The "release,
+but" lines leave out one of these each; the "rayvideo" lines are this package's trainer with its DeepSpeed engine and a
+judge in process.
 """
 
 from __future__ import annotations
@@ -22,24 +22,21 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._tools.mem_tracker import MemTracker
 
+from benchmarks.live import LiveBytes
 from rayvideo import editing
 from rayvideo.menagerie.build import WEIGHTS, training_clips
 from rayvideo.menagerie.judges import load_judge
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.models.lora import add_lora, lora_parameters
-from rayvideo.models.modelscope import enable_checkpointing
 from rayvideo.recipe import Recipe, load_recipe
 from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import attenuation, sample_segments, video_reward
@@ -61,6 +58,7 @@ OURS = {
     "rayvideo, checkpointing none": ["model.checkpointing=none"],
     "rayvideo, checkpointing blocks": ["model.checkpointing=blocks"],
     "rayvideo, checkpointing both": ["model.checkpointing=both"],
+    "rayvideo, checkpointing clips": ["model.checkpointing=clips"],
 }
 CLIPS, BATCH, FRAMES, SEGMENTS = 8, 2, 16, 4
 MIB = 2**20
@@ -86,7 +84,7 @@ def release_step(ways: Ways) -> Step:
     model, judge = load_model(WEIGHTS / "pipeline"), load_judge(WEIGHTS / "judge").requires_grad_(ways.tunes_judge)
     model.denoiser = add_lora(model.denoiser, load_recipe(RECIPE).model.lora, seed=0)
     if ways.nested:
-        enable_checkpointing(model.denoiser)
+        model.enable_checkpointing()
     optimizer = torch.optim.AdamW(lora_parameters(model.denoiser).values(), lr=1e-5, weight_decay=0.0)
     average = {name: weight.clone() for name, weight in model.denoiser.state_dict().items()}
     clips, captions = training_clips(CLIPS, seed=100)
@@ -224,19 +222,12 @@ class _Held:
 def memory(step: Step) -> tuple[float, float]:
     """MiB of a step, measured in its second run: tensors alive at once beyond those before it, and kept by autograd."""
     step(0)
-    tracker = MemTracker()
-    with tracker:
+    alive, kept = LiveBytes(), Kept()
+    with alive:
         step(1)
-    (peak,) = tracker.get_tracker_snapshot("peak").values()
-    kinds = {str(kind): size for kind, size in peak.items()}
-    kept = Kept()
     with kept:
         step(2)
-    return (kinds["Total"] - kinds[str(_kind(peak, "PARAM"))]) / MIB, kept.most / MIB
-
-
-def _kind(snapshot: dict[Any, int], name: str) -> Any:
-    return next(kind for kind in snapshot if getattr(kind, "name", None) == name)
+    return alive.peak / MIB, kept.most / MIB
 
 
 def main() -> None:

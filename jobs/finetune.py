@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = named(load_recipe(args.recipe, args.overrides))
     own_modules.make_importable(recipe, args.recipe)
     command.refuse_lost({"storage": recipe.storage})
-    preflight.check(recipe)
+    preflight.check(recipe, resume=args.resume)
     preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
     start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
     summary = finetune(recipe, resume=args.resume, overrule=args.overrule)

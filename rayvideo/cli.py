@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in {
         "diffusers": "LoRA for diffusers",
         "comfyui": "LoRA for ComfyUI, with the names of the model's own code (Wan)",
-        "kohya": "LoRA with the key names of kohya, ComfyUI (UNets)",
+        "kohya": "LoRA with the key names of kohya's scripts (UNets) and musubi-tuner (Wan), for ComfyUI too",
     }.items():
         lora = formats.add_parser(name, help=text)
         lora.add_argument(

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -94,6 +95,21 @@ def read_object(path: str | Path, mend: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = str(error)
     raise StorageError(f"{path} is damaged or of something else: it holds no JSON object ({reason}); {mend}")
+
+
+@contextmanager
+def fetched(path: str) -> Iterator[Path]:
+    """A file or a folder as a local one while the block runs; it is copied from an object store."""
+    filesystem, inner = locate(path)
+    if isinstance(filesystem, pa.fs.LocalFileSystem):
+        yield Path(inner)
+        return
+    with TemporaryDirectory() as local:
+        here = Path(local, inner.rpartition("/")[2])
+        if not filesystem.get_file_info(inner).is_file:
+            here.mkdir()
+        pa.fs.copy_files(inner, str(here), source_filesystem=filesystem)
+        yield here
 
 
 def is_file(path: str) -> bool:

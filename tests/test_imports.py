@@ -28,6 +28,7 @@ LAYERS = (
     ("tracking",),
     ("data", "serving"),
     ("models", "rewards"),
+    ("rollout",),
     ("editing",),
     ("schedules",),
     ("own_modules",),
@@ -48,7 +49,7 @@ ONLY = {("data", "models"): {"rayvideo.models", "rayvideo.models.base"}}
 UP = {("rayvideo/recipe.py", "rayvideo.training.objectives")}
 """The one climb: each objective brings its options along, as a section of the recipe. See `OBJECTIVES`."""
 
-CORE = ("models", "rewards", "editing", "schedules")
+CORE = ("models", "rewards", "rollout", "editing", "schedules")
 """These, and all that they may import, know no `CLUSTER` libraries."""
 
 CLUSTER = ("ray", "deepspeed", "mlflow")

@@ -59,6 +59,15 @@ class Batch:
     embeddings: Tensor
     """Prompt embeddings [B, L, C], fp32."""
 
+    def repeated(self, times: int) -> Batch:
+        """The same clips `times` over."""
+        return Batch(
+            self.ids * times,
+            self.videos * times,
+            self.captions * times,
+            *(rows.repeat(times, *[1] * (rows.ndim - 1)) for rows in (self.mean, self.logvar, self.embeddings)),
+        )
+
 
 class LatentTable:
     """Random access to prepared clips, in the order of their ids. Picklable; holds at most ~256 MB of rows per process.

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-import pyarrow.fs
 import torch
 from safetensors.torch import load_file
 
@@ -17,7 +15,7 @@ from rayvideo.models import ModelError, VideoModel, load_model
 from rayvideo.models.lora import WEIGHTS, load_adapter, refuse_untrained
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
-from rayvideo.storage import is_file, is_uri, join, locate
+from rayvideo.storage import fetched, is_file, join
 
 
 def check_generator(recipe: Recipe, adapter: str | None) -> None:
@@ -64,13 +62,8 @@ def put_on(model: VideoModel, adapter: str) -> None:
 
 @contextmanager
 def _fetched(adapter: str) -> Iterator[Path]:
-    if not is_uri(adapter):
-        yield Path(adapter)
-        return
-    with TemporaryDirectory() as folder:
-        filesystem, inner = locate(adapter)
-        pyarrow.fs.copy_files(inner, folder, source_filesystem=filesystem)
+    with fetched(adapter) as folder:
         try:
-            yield Path(folder)
+            yield folder
         except ModelError as error:
-            raise ModelError(str(error).replace(folder, adapter)) from error
+            raise ModelError(str(error).replace(str(folder), adapter)) from error

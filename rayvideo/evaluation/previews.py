@@ -93,11 +93,12 @@ class Previews:
         if self._base is None:
             with adapter_disabled(self._model.denoiser):
                 self._base = self._generate("previews of the base")
-        # At the start the adapter's B is 0, so that the tuned model is the base.
-        tuned = self._generate(f"previews of step {step}") if step else self._base
+        # A fresh adapter's B is 0, so that the tuned model is the base.
+        fresh = step == 0 and self._recipe.model.lora.start is None
+        tuned = self._base if fresh else self._generate(f"previews of step {step}")
         if self._tracker is None:
             return {}
-        if step and np.array_equal(self._base, tuned):
+        if not fresh and np.array_equal(self._base, tuned):
             logger.warning(
                 "step %d: the adapter changes nothing: every clip that is shown is the base's, bit for bit", step
             )

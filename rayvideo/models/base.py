@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from rayvideo.editing import Predict, guided
+from rayvideo.editing import Predict, guided, recompute
 from rayvideo.errors import UserError
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Schedule
@@ -143,17 +143,23 @@ class VideoModel(ABC):
         [B, L, C], in the latents' number format.
         """
 
-    def guided(self, prompt_embeds: Tensor, unconditional: Tensor, scale: float) -> Predict:
+    def guided(self, prompt_embeds: Tensor, unconditional: Tensor, scale: float, *, apart: bool = False) -> Predict:
         """The prediction for prompts [B, L, C] with classifier-free guidance away from the empty one [1, L, C].
 
         A `scale` of 1 is the prediction for the prompts alone, at half the cost.
+
+        Args:
+            apart: Ask for each clip and prompt by itself, and again in the backward pass: one's activations at a time.
         """
         if scale != 1:
             prompt_embeds = torch.cat([unconditional.expand_as(prompt_embeds), prompt_embeds])
         prompt_embeds = prompt_embeds.to(self.device)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            return self.predict(latents, timestep, prompt_embeds)
+            if not apart:
+                return self.predict(latents, timestep, prompt_embeds)
+            each = zip(latents.split(1), prompt_embeds.split(1), strict=True)
+            return torch.cat([recompute(self.predict, clip, timestep, prompt) for clip, prompt in each])
 
         return predict if scale == 1 else guided(predict, scale)
 
@@ -188,12 +194,13 @@ class VideoModel(ABC):
 
     @classmethod
     def original_name(cls, layer: str) -> str:
-        """What a layer of the denoiser is called in the family's own code, and so in ComfyUI.
+        """What a layer of the denoiser is called in the family's own code, and so in ComfyUI and in kohya's scripts.
 
         Raises:
             ModelError: it has no name there.
         """
-        raise ModelError(f"{cls.__name__} has no names of ComfyUI's; export it with kohya's, which ComfyUI reads too")
+        mend = "kohya's, which ComfyUI reads too" if cls.component == "unet" else "those of diffusers"
+        raise ModelError(f"{cls.__name__} has no names of ComfyUI's; export it with {mend}")
 
     @staticmethod
     def _need(part: T | None, name: Part) -> T:

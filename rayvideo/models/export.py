@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rayvideo.models import FAMILIES, VideoModel, load_model, resolve_family, vgen_names
+from rayvideo.models import FAMILIES, VideoModel, layouts, load_model, resolve_family, vgen_names
+from rayvideo.models.adapter import Adapter, read_adapter
 from rayvideo.models.base import ModelError
 from rayvideo.models.experts import Experts, split_by_expert
 from rayvideo.models.files import load_weights
-from rayvideo.models.lora import PREFIX, WEIGHTS, is_untrained, load_adapter, means, refuse_untrained
+from rayvideo.models.lora import PREFIX, is_untrained, load_adapter, refuse_untrained
 from rayvideo.models.vgen import lora_layout
 from rayvideo.staging import written_whole
 from rayvideo.weights import require_fit
@@ -29,78 +30,6 @@ logger = logging.getLogger(__name__)
 
 UNET = "unet"
 """Folder of ModelScope's denoiser."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """LoRA: each layer's output gains (alpha / rank)·B·A·x."""
-
-    rank: int
-    alpha: float
-    denoiser: str | None
-    """Class of the denoiser that it was trained on, if its configuration says so."""
-    matrices: dict[str, Tensor]
-    """`<layer>.lora_A.weight` [rank, in] and `<layer>.lora_B.weight` [out, rank]."""
-
-    def scaled(self) -> dict[str, Tensor]:
-        """The matrices for a reader that knows no alpha: the scale is multiplied into B."""
-        if self.alpha == self.rank:
-            return self.matrices
-        scale = self.alpha / self.rank
-        return {name: scale * weight if ".lora_B." in name else weight for name, weight in self.matrices.items()}
-
-
-def read_adapter(folder: str | Path) -> Adapter:
-    """The adapter in a PEFT folder.
-
-    Raises:
-        ModelError: if there is none, it is more than plain LoRA of one rank, or it is incomplete.
-    """
-    folder = Path(folder)
-    try:
-        config = PeftConfig.from_pretrained(folder)
-        tensors = load_file(folder / WEIGHTS)
-    except Exception as error:  # a damaged configuration may make PEFT raise anything
-        raise ModelError(f"{folder}: no adapter that can be read (adapter_config.json, {WEIGHTS}): {error}") from error
-    plain = isinstance(config, LoraConfig) and not (
-        config.use_dora or config.use_rslora or config.rank_pattern or config.alpha_pattern or config.lora_bias
-    )
-    odd = [
-        name
-        for name in tensors
-        if not name.startswith(PREFIX) or not name.endswith((".lora_A.weight", ".lora_B.weight"))
-    ]
-    if not plain or odd or not tensors:
-        raise ModelError(
-            f"{folder}: only plain LoRA of one rank and scale for a denoiser can be exported, without DoRA, rsLoRA, "
-            f"biases or patterns" + (f"; it holds {odd[0]}" if odd else "")
-        )
-    _refuse_incomplete(folder, config, tensors)
-    denoiser = (config.auto_mapping or {}).get("base_model_class")
-    return Adapter(config.r, config.lora_alpha, denoiser, {name.removeprefix(PREFIX): t for name, t in tensors.items()})
-
-
-def _refuse_incomplete(folder: Path, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-    """Refuse a matrix without its counterpart, a matrix of another rank than r, and a target without any matrices.
-
-    Other programs would leave such layers out, or scale them wrongly, and not say so.
-    """
-    if not config.lora_alpha or not math.isfinite(config.lora_alpha):
-        raise ModelError(
-            f"{folder}: lora_alpha {config.lora_alpha} in adapter_config.json makes nothing of the matrices"
-        )
-    for name, weight in tensors.items():
-        layer, matrix, _ = name.rsplit(".", 2)
-        other = f"{layer}.{'lora_B' if matrix == 'lora_A' else 'lora_A'}.weight"
-        rank = weight.shape[0 if matrix == "lora_A" else 1]
-        if other not in tensors:
-            raise ModelError(f"{folder}: {name} has no counterpart {other}")
-        if rank != config.r:
-            raise ModelError(f"{folder}: {name} is of rank {rank}, but adapter_config.json says r = {config.r}")
-    layers = {name.rsplit(".", 2)[0] for name in tensors}
-    for target in () if isinstance(config.target_modules, str) else config.target_modules or ():
-        if not any(means(target, layer.removeprefix(PREFIX)) for layer in layers):
-            raise ModelError(f"{folder}: no matrices for {target!r}, which adapter_config.json has in target_modules")
 
 
 def family_for(model: str | Path, adapter: str | Path) -> type[VideoModel]:
@@ -128,10 +57,7 @@ def export_diffusers(adapter: str | Path, out: str | Path, family: type[VideoMod
         The files that were written.
     """
 
-    def names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
-        return {f"{family.component}.{name}": weight for name, weight in lora.scaled().items()}
-
-    return _export(adapter, out, names, family)
+    return _export(adapter, out, partial(_scaled, layouts.diffusers), family)
 
 
 def export_comfyui(adapter: str | Path, out: str | Path, family: type[VideoModel] | None = None) -> list[str]:
@@ -143,35 +69,33 @@ def export_comfyui(adapter: str | Path, out: str | Path, family: type[VideoModel
         The files that were written.
     """
 
-    def names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
-        split = {name: name.rsplit(".", 2) for name in lora.matrices}
-        return {
-            f"diffusion_model.{family.original_name(split[name][0])}.{split[name][1]}.weight": weight
-            for name, weight in lora.scaled().items()
-        }
-
-    return _export(adapter, out, names, family)
+    return _export(adapter, out, partial(_scaled, layouts.comfyui), family)
 
 
 def export_kohya(adapter: str | Path, out: str | Path, family: type[VideoModel] | None = None) -> list[str]:
-    """Write the adapter as one .safetensors file with the key names of kohya's scripts, for denoisers that are UNets.
+    """Write the adapter as one .safetensors file with the key names of kohya's scripts, which musubi-tuner has too.
 
     Of a model with two denoisers each gets a file, and None means the same, as `export_diffusers` says.
 
     Returns:
         The files that were written.
     """
-    return _export(adapter, out, _kohya_names, family)
+    return _export(adapter, out, _with_alpha, family)
 
 
-def _kohya_names(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
-    if family.component != "unet":
-        raise ModelError(f"kohya's names are for UNets, {family.__name__} has none: export comfyui in place of kohya")
+def _scaled(naming: layouts.Naming, lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
+    split = {name: name.rsplit(".", 2) for name in lora.matrices}
+    return {
+        f"{naming(family, split[name][0])}.{split[name][1]}.weight": weight for name, weight in lora.scaled().items()
+    }
+
+
+def _with_alpha(lora: Adapter, family: type[VideoModel]) -> dict[str, Tensor]:
     tensors = {}
     for name, weight in lora.matrices.items():
         layer, matrix, _ = name.rsplit(".", 2)
-        key = "lora_unet_" + layer.replace(".", "_")
-        tensors[f"{key}.{'lora_down' if matrix == 'lora_A' else 'lora_up'}.weight"] = weight
+        key = layouts.kohya(family, layer)
+        tensors[f"{key}.{layouts.KOHYAS[matrix]}.weight"] = weight
         tensors[f"{key}.alpha"] = torch.tensor(float(lora.alpha))
     return tensors
 

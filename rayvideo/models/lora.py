@@ -107,9 +107,14 @@ def means(target: str, name: str) -> bool:
 
 
 def _layers(denoiser: nn.Module) -> str:
-    """What the denoiser's linear layers are called: the last word of their names, with the number that may follow."""
+    """What the denoiser's linear layers are called, by the last words of their names."""
     names = [name for name, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
-    return ", ".join(sorted({re.sub(r"^.*?([^.]*[^.\d][^.]*(\.\d+)*)$", r"\1", name) for name in names}))
+    return ", ".join(sorted(set(map(last_words, names))))
+
+
+def last_words(name: str) -> str:
+    """The last word of a layer's name, with the numbers that may follow: a target that means the layer."""
+    return re.sub(r"^.*?([^.]*[^.\d][^.]*(\.\d+)*)$", r"\1", name)
 
 
 def lora_parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -196,18 +194,6 @@ def forget_reports(run_folder: str) -> None:
     filesystem, inner = locate(join(run_folder, SNAPSHOT))
     if filesystem.get_file_info(inner).is_file:
         filesystem.delete_file(inner)
-
-
-@contextmanager
-def fetched(folder: str) -> Iterator[Path]:
-    """A checkpoint's files as a local folder while the block runs; they are copied from an object store."""
-    filesystem, inner = locate(folder)
-    if isinstance(filesystem, pa.fs.LocalFileSystem):
-        yield Path(inner)
-        return
-    with TemporaryDirectory() as local:
-        pa.fs.copy_files(inner, local, source_filesystem=filesystem)
-        yield Path(local)
 
 
 def _read_index(folder: str, name: str, file: str) -> tuple[Part, dict[str, dict[str, Any]]]:

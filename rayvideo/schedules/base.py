@@ -28,7 +28,23 @@ class Chain(NamedTuple):
 
     def last(self, steps: int) -> Chain:
         """The chain's last `steps` steps."""
-        return Chain(self.timesteps[-steps:], self.levels[-steps - 1 :])
+        first = self.steps - steps
+        return Chain(self.timesteps[first:], self.levels[first:])
+
+    def first(self, steps: int) -> Chain:
+        """The chain's first `steps` steps."""
+        return Chain(self.timesteps[:steps], self.levels[: steps + 1])
+
+    def thinned(self, steps: int) -> Chain:
+        """Between the same ends in `steps` longer steps, each from one of the chain's levels to another.
+
+        Raises:
+            ValueError: it has not as many.
+        """
+        if not min(1, self.steps) <= steps <= self.steps:
+            raise ValueError(f"{steps} steps in place of {self.steps}; allowed: {min(1, self.steps)} to {self.steps}")
+        kept = torch.linspace(0, self.steps, steps + 1, dtype=torch.float64).round().long()
+        return Chain(self.timesteps[kept[:-1]], self.levels[kept])
 
 
 class Schedule(Protocol):
@@ -61,6 +77,9 @@ class Schedule(Protocol):
         Raises:
             ValueError: none does, or the path's levels are no σ.
         """
+
+    def mixture(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at a level, of α·clean + σ·noise, in the level's shape."""
 
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Latents at a noise level [] or [B] (paper Eq. 5)."""

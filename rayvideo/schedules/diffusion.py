@@ -61,6 +61,10 @@ class Diffusion:
         """ᾱ at a timestep, [] or [B], in the format that the scheduler counts in."""
         return torch.as_tensor(self.scheduler.alphas_cumprod[torch.as_tensor(timestep).cpu()])
 
+    def mixture(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1−ᾱ)."""
+        return level.sqrt(), (1 - level).sqrt()
+
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """√ᾱ·clean + √(1−ᾱ)·noise (paper Eq. 5)."""
         alpha = per_clip(level, clean)

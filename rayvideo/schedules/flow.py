@@ -87,6 +87,10 @@ class Flow:
         least = math.ceil(starts[-1].item() * 1e4) / 1e4
         raise ValueError(f"none of {steps} steps starts at that noise or less; nearest allowed: {least:g}")
 
+    def mixture(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """1 − σ and σ."""
+        return 1 - level, level
+
     def corrupt(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """(1−σ)·clean + σ·noise (paper Eq. 5, for a flow)."""
         sigma = per_clip(level, clean)

@@ -44,6 +44,35 @@ class Editing(Section):
         description="Strength of the noise shared by all pixels of a frame; null: 0.1 for diffusion, 0 for flows.",
     )
 
+    rollout_solver: Literal["ddim", "dpmsolver++"] = Field(
+        "ddim",
+        description="How the steps before the first one with a gradient are made. ddim: as the others, of a flow by "
+        "Euler; dpmsolver++: of second order, for fewer steps (rollout_steps; docs/speed.md).",
+    )
+    rollout_steps: Positive | None = Field(
+        None, description="How many steps are made of those before the first one with a gradient; null: all of them."
+    )
+    guidance_interval: tuple[float, float] | None = Field(
+        None,
+        description="Noise levels [lowest, highest] in which steps before the first one with a gradient are guided; "
+        "elsewhere the caption's prediction alone is half the work. In sigma, the share of noise; null: all.",
+    )
+    reuse: Positive = Field(
+        1,
+        description="Gradients from one rollout (objective reward): the first as ever, others from the edited clip "
+        "with new noise, each with frames of its own. As many graphs are alive at once.",
+    )
+
+    @model_validator(mode="after")
+    def _an_interval(self) -> Editing:
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low < high <= 1:
+                raise ValueError(
+                    f"editing.guidance_interval {[low, high]}: allowed are two rising numbers from 0 to 1, or null"
+                )
+        return self
+
     @model_validator(mode="after")
     def _one_start(self) -> Editing:
         usual = Editing.model_fields["strength"].default

@@ -17,6 +17,12 @@ class Lora(Section):
     targets: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Name endings of the layers that get a pair."
     )
+    start: FilePath | Annotated[dict[Literal["high", "low"], FilePath], Field(min_length=1)] | None = Field(
+        None,
+        description="An adapter to begin from: a folder of PEFT's or a .safetensors file as diffusers, ComfyUI and "
+        "kohya's scripts write it, which all machines see, or its URI; for a model with two denoisers also "
+        "{high: FILE, low: FILE} (docs/checkpoints.md). null: a fresh one, which changes nothing yet.",
+    )
 
 
 class Model(Section):
@@ -43,9 +49,10 @@ class Model(Section):
         description="Models with two denoisers only: which gets the adapter, the one for little noise, the one for "
         "much, or both. null: the one that the chain visits last, low.",
     )
-    checkpointing: Literal["none", "step", "blocks", "both"] = Field(
+    checkpointing: Literal["none", "step", "blocks", "both", "clips"] = Field(
         "blocks",
-        description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing.",
+        description="What is recomputed in the backward pass: whole steps, the denoiser's blocks, both, nothing. "
+        "clips: both, one clip and one of guidance's prompts at a time: the least memory (docs/speed.md).",
     )
     vae_context: Annotated[int, Field(ge=0)] | None = Field(
         1,

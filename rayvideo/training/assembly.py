@@ -9,9 +9,10 @@ import torch
 from peft import PeftModel
 
 from rayvideo.data.table import LatentTable
-from rayvideo.models import VideoModel, load_model
+from rayvideo.models import VideoModel, load_model, start
 from rayvideo.models.experts import trained_expert
 from rayvideo.models.lora import add_lora
+from rayvideo.models.pieces import feed_forward_in_pieces
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.seeding import seed_for
@@ -48,8 +49,13 @@ def assemble(
     make_engine: MakeEngine[EngineT],
     *,
     rank: int = 0,
+    fresh: bool = True,
 ) -> Assembly[EngineT]:
     """Put a training together; needs a process group of `torch.distributed`, of one process at least.
+
+    Args:
+        fresh: Whether it begins at its first step. A checkpoint brings an adapter of its own, and no `model.lora.start`
+            is read.
 
     Raises:
         UserError: what the recipe names can't be loaded, or does not fit together.
@@ -62,14 +68,14 @@ def assemble(
         device=device,
         parts=("denoiser", "vae"),
     )
-    if recipe.model.checkpointing in ("blocks", "both"):
+    if recipe.model.checkpointing in ("blocks", "both", "clips"):
         model.enable_checkpointing()
-    adapted = add_lora(
-        model.denoiser,
-        recipe.model.lora,
-        seed_for(recipe.seed, "lora"),
-        within=trained_expert(model.denoiser, recipe.model.train),
-    )
+    if recipe.model.checkpointing == "clips":
+        feed_forward_in_pieces(model.denoiser)
+    lora, expert = recipe.model.lora, trained_expert(model.denoiser, recipe.model.train)
+    adapted = add_lora(model.denoiser, lora, seed_for(recipe.seed, "lora"), within=expert)
+    if fresh:
+        start.begin(adapted, lora, type(model), expert)
     clock = Clock(device)
     reward = ClipReward(pool, recipe.reward, recipe.data.frames, recipe.data.fps)
     objective = objectives.build(recipe, model, table.unconditional(recipe.model.negative_prompt), clock, reward.shown)

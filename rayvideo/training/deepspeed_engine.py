@@ -29,13 +29,15 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 import deepspeed  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.checkpoint import ds_to_universal  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # On CPU the first start compiles a shared-memory all-reduce for half a minute; gloo does without.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 TAG = "ds"
+MEAN = "exp_avg"
+"""What AdamW calls its running mean of a gradient."""
 
 
 class DeepSpeedEngine:
@@ -100,6 +102,19 @@ class DeepSpeedEngine:
             master = safe_get_full_fp32_param(weight)
             weights[name] = (weight if master is None else master).detach().float().cpu()
         return weights
+
+    def gradients(self) -> dict[str, Tensor]:
+        """AdamW's running means of the adapter's gradients by name, on the CPU: 0 where none has come so far.
+
+        Every worker must ask after an update, because ZeRO gathers them.
+        """
+        means = {}
+        for name, weight in lora_parameters(unwrap(self._engine)).items():
+            mean = safe_get_full_optimizer_state(weight, MEAN)
+            if mean is None:  # stage 0, where a weight that never had a gradient has no mean either
+                mean = self._optimizer.state[weight].get(MEAN, torch.zeros_like(weight))
+            means[name] = mean.detach().float().cpu()
+        return means
 
     def save_adapter(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write what `adapter` returned in PEFT's format; one worker does."""

@@ -13,7 +13,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped
 from rayvideo.evaluation.adapter import check_adapter
 from rayvideo.evaluation.previews import embed_shown
-from rayvideo.models import load_model
+from rayvideo.models import load_model, start
 from rayvideo.progress import progress
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.runs import folder as runs
@@ -23,7 +23,6 @@ from rayvideo.runs.checkpoints import (
     CheckpointError,
     Good,
     Refused,
-    fetched,
     name_of,
     newest_good,
     verify,
@@ -33,7 +32,7 @@ from rayvideo.runs.lock import only_driver
 from rayvideo.runs.verdict import Verdict, verdict_of
 from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
-from rayvideo.storage import is_file, join, read_lines
+from rayvideo.storage import fetched, is_file, join, read_lines
 from rayvideo.tracking import RunRef, Tracker, create_run, versions
 from rayvideo.training.plan import Plan
 from rayvideo.training.preflight import check_place
@@ -173,6 +172,7 @@ def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None) -> RunRef:
     if ref is None:
         ref = create_run(recipe, folder)
         runs.write_run(folder, ref)
+        Tracker(ref).tag(**{f"adapter.{name}": digest for name, digest in start.digests(recipe.model.lora).items()})
     else:
         Tracker(ref).reopen()
     clips = {"clips": len(table), "rejected": len(table.rejected)}

@@ -1,4 +1,4 @@
-"""Whether a run learns anything: every pair of the adapter has to move with the first optimizer steps."""
+"""Whether a run learns anything: a gradient has to reach every pair of the adapter with the first optimizer steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ class NothingLearnedError(UserError, RuntimeError):
 
 
 class FirstUpdates:
-    """Looks at the adapter after each update until it has moved; its B matrices are 0 before the first.
+    """Looks at the adapter's gradients after each update until they have come.
+
+    Weights would not tell: an adapter that another one was the start of is moved by weight decay too. And A's gradient
+    is 0 as long as B is, as in every fresh adapter.
 
     Args:
         patience: Updates within which something must have moved.
@@ -28,14 +31,14 @@ class FirstUpdates:
         self.watching = not done
         self._left = patience
 
-    def look(self, step: int, weights: Mapping[str, Tensor]) -> str | None:
-        """What is to be warned of after the update of `step`, if anything; `weights` are the adapter's by name.
+    def look(self, step: int, gradients: Mapping[str, Tensor]) -> str | None:
+        """What is to be warned of after the update of `step`, if anything; `gradients` are their means so far by name.
 
         Raises:
             NothingLearnedError: no pair has moved.
         """
-        still = untrained(weights)
-        pairs = sum(".lora_B." in name for name in weights)
+        still = untrained(gradients)
+        pairs = sum(".lora_B." in name for name in gradients)
         self._left -= 1
         if len(still) == pairs and self._left > 0:
             return None

@@ -48,7 +48,9 @@ def train(plan: Plan) -> None:
     def make_engine(adapted: PeftModel, objective: Objective[Any]) -> DeepSpeedEngine:
         return DeepSpeedEngine(adapted, recipe.training, objective.passes, universal=start.by_others)
 
-    model, adapted, objective, engine, trainer = assemble(recipe, plan.table, plan.pool, device, make_engine, rank=rank)
+    model, adapted, objective, engine, trainer = assemble(
+        recipe, plan.table, plan.pool, device, make_engine, rank=rank, fresh=start.step == 0
+    )
     best = load(engine, plan, start, rank, workers)
 
     tracker = Tracker(plan.tracking, skip_logged=True) if rank == 0 else None
@@ -86,7 +88,7 @@ def train(plan: Plan) -> None:
                     tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
                     report.say(*(f"judge {judge!r} sees {sight}" for judge, sight in seen.items()))
             if first.watching and values["skipped"] < 1:  # with fp16 a step may be skipped, which moves nothing
-                still = first.look(step, engine.adapter())  # on every worker: ZeRO-3 gathers it
+                still = first.look(step, engine.gradients())  # on every worker: ZeRO gathers them
                 if tracker and still:
                     report.say(f"warning: {still}")
                     tracker.tag(still=still)

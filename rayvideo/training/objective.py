@@ -20,6 +20,7 @@ from rayvideo.models.base import VideoModel
 from rayvideo.models.decoding import frame_by_frame
 from rayvideo.rewards.pixels import clamp_pixels
 from rayvideo.rewards.temporal import sample_segments
+from rayvideo.rollout import guided_within, roll_out
 from rayvideo.schedules import Chain, Schedule
 from rayvideo.schedules.base import least_strength
 from rayvideo.sections import Section
@@ -83,6 +84,10 @@ class Objective(ABC, Generic[OptionsT]):
     """Whether the judges must be differentiable."""
     compares_samples: ClassVar[bool] = False
     """Whether it learns from how a step's samples differ in reward, so that there must be several."""
+    reuses: ClassVar[bool] = False
+    """Whether it knows `editing.reuse`."""
+    rolls_out: ClassVar[bool] = True
+    """Whether it has steps without a gradient that may be made otherwise, by `editing.rollout_solver` and its like."""
     patience: ClassVar[int] = 1
     """Updates within which some of the adapter must have moved."""
     passes: int = 1
@@ -141,6 +146,10 @@ class Objective(ABC, Generic[OptionsT]):
         Raises:
             ValueError: naming the key, what it is, and what is allowed.
         """
+        for key in () if cls.rolls_out else ("rollout_solver", "rollout_steps", "guidance_interval"):
+            _require_default(recipe, key)
+        if not cls.reuses:
+            _require_default(recipe, "reuse")
         if cls.start_sigma(recipe) is not None:
             return  # how many steps that leaves is the schedule's to say: see `chain`
         chosen, strength = recipe.editing, cls.strength(recipe)
@@ -155,13 +164,24 @@ class Objective(ABC, Generic[OptionsT]):
 
     @classmethod
     def check_steps(cls, recipe: Recipe, run: int) -> None:
-        """Refuse gradient steps that a chain of `run` steps does not have.
+        """Refuse gradient steps, and steps before them, that a chain of `run` steps does not have.
 
         Raises:
             ValueError: naming the key.
         """
         if run < recipe.editing.grad_steps:
             raise ValueError(f"the chain has {run} steps, fewer than editing.grad_steps {recipe.editing.grad_steps}")
+        wanted, most = recipe.editing.rollout_steps, cls.most_rollout_steps(recipe, run)
+        if wanted is not None and wanted > most:
+            raise ValueError(
+                f"editing.rollout_steps {wanted}: {most} of the chain's {run} steps come before the first one with a "
+                "gradient; allowed: up to that, or null"
+            )
+
+    @classmethod
+    def most_rollout_steps(cls, recipe: Recipe, run: int) -> int:
+        """How many of a chain of `run` steps come before the first one with a gradient, at most."""
+        return run
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:
@@ -192,16 +212,31 @@ class Objective(ABC, Generic[OptionsT]):
 
     def _predict(self, clips: Batch) -> editing.Predict:
         """The guided prediction for the clips' captions."""
-        return self._model.guided(clips.embeddings, self._unconditional, self._recipe.editing.guidance)
+        scale, apart = self._recipe.editing.guidance, self._recipe.model.checkpointing == "clips"
+        return self._model.guided(clips.embeddings, self._unconditional, scale, apart=apart)
 
     def _denoise(self, clips: Batch, noisy: Tensor, chain: Chain, grad_on: frozenset[int] = frozenset()) -> Tensor:
         """The chain (Eq. 3, 4) with a gradient through the predictions of the steps `grad_on`, counted from 0."""
+        first = min(grad_on, default=chain.steps)
+        return self._finish(clips, self._roll_out(clips, noisy, chain.first(first)), chain, grad_on)
+
+    def _roll_out(self, clips: Batch, noisy: Tensor, chain: Chain) -> Tensor:
+        """Steps without a gradient, as `editing.rollout_solver` and its like say."""
+        chosen = self._recipe.editing
+        alone = self._model.guided(clips.embeddings, self._unconditional, 1)
+        predict_at = guided_within(self._predict(clips), alone, self._model.schedule, chosen.guidance_interval)
+        steps = None if chosen.rollout_steps is None else min(chosen.rollout_steps, chain.steps)
+        return roll_out(predict_at, noisy, self._model.schedule, chain, chosen.rollout_solver, steps)
+
+    def _finish(self, clips: Batch, latents: Tensor, chain: Chain, grad_on: frozenset[int]) -> Tensor:
+        """The steps of a chain from the first of `grad_on` on; latents are at that one's level."""
+        first = min(grad_on, default=chain.steps)
         return editing.run_chain(
             self._predict(clips),
-            noisy,
+            latents,
             self._model.schedule,
-            chain,
-            grad_on=grad_on,
+            chain.last(chain.steps - first),
+            grad_on=frozenset(number - first for number in grad_on),
             detach_input=self._recipe.editing.detach_input,
             checkpoint=self._recipe.model.checkpointing in ("step", "both"),
         )
@@ -228,3 +263,13 @@ class Objective(ABC, Generic[OptionsT]):
         """One frame per segment and clip (Eq. 6)."""
         frames, segments = self._recipe.data.frames, self._recipe.reward.segments
         return sample_segments(len(generators), frames, segments, generator=generators)
+
+
+def _require_default(recipe: Recipe, key: str) -> None:
+    """Refuse an option of `editing` that the objective has no use for."""
+    value, usual = getattr(recipe.editing, key), type(recipe.editing).model_fields[key].default
+    if value != usual:
+        raise ValueError(
+            f"editing.{key} {value!r}: training.objective {recipe.training.objective!r} does not know it; allowed: "
+            f"{'null' if usual is None else usual}"
+        )

@@ -31,14 +31,18 @@ class Pathwise(Objective[OptionsT]):
     needs_gradient = True
 
     @classmethod
-    def check_steps(cls, recipe: Recipe, run: int) -> None:
-        """Also refuse those that `editing.grad_on` names."""
-        super().check_steps(recipe, run)
+    def most_rollout_steps(cls, recipe: Recipe, run: int) -> int:
+        """Those before the last K, or before the first that `editing.grad_on` names.
+
+        Raises:
+            ValueError: it names one that the chain does not have.
+        """
         chosen = recipe.editing
         try:
-            editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run)
+            first = min(editing.steps_with_gradient(chosen.grad_on, chosen.grad_steps, run), default=run)
         except ValueError as error:
             raise ValueError(f"editing.grad_on: {error}") from None
+        return run if chosen.grad_on == "random" else first
 
     @abstractmethod
     def make(self, clips: Batch, step: int, first: int) -> Made:

@@ -13,13 +13,14 @@ from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.metrics import resolve_features
-from rayvideo.models import ModelError, VideoModel, load_model
+from rayvideo.models import ModelError, VideoModel, load_model, start
 from rayvideo.models.experts import Experts, trained_expert
 from rayvideo.models.lora import add_lora, pairs, parameter_count
 from rayvideo.precision import DTYPES
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import check_judge
 from rayvideo.runs import folder as runs
+from rayvideo.runs.checkpoints import steps_in
 from rayvideo.schedules import Chain
 from rayvideo.tracking import RunRef, find_run, open_experiment
 from rayvideo.training import objectives
@@ -29,8 +30,11 @@ from rayvideo.training.stop_rule import load_rule
 logger = logging.getLogger(__name__)
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, *, resume: bool = False) -> None:
     """Refuse a recipe that can't work: missing files, judges without gradient or used twice, clips that can't be made.
+
+    Args:
+        resume: Whether a run of this name goes on. From a checkpoint it does without `model.lora.start`.
 
     Raises:
         UserError: one that names the key or the file, and what is allowed.
@@ -56,7 +60,7 @@ def check(recipe: Recipe) -> None:
     else:
         open_prepared(recipe)
     load_rule(recipe.training)
-    _check_model(recipe, objective)
+    _check_model(recipe, objective, fresh=not (resume and steps_in(runs.folder_of(recipe))))
 
 
 def _without_gradient() -> str:
@@ -85,8 +89,8 @@ def check_place(recipe: Recipe, *, resume: bool, overrule: bool = False) -> RunR
     return None
 
 
-def _check_model(recipe: Recipe, objective: type[Objective[Any]]) -> None:
-    """Refuse a model that can't make the recipe's clips or take its adapter; no weights are read."""
+def _check_model(recipe: Recipe, objective: type[Objective[Any]], *, fresh: bool) -> None:
+    """Refuse a model that can't make the recipe's clips or take its adapter; no weights of it are read."""
     data = recipe.data
     dtype = DTYPES.get(recipe.training.precision, torch.float32)  # auto is none that a model refuses
     model = load_model(
@@ -104,6 +108,8 @@ def _check_model(recipe: Recipe, objective: type[Objective[Any]]) -> None:
         _check_visited(recipe, model, expert, chain)
     adapted = add_lora(model.denoiser, recipe.model.lora, recipe.seed, within=expert)
     logger.info("adapter: %d layers, %s parameters", len(pairs(adapted)), f"{parameter_count(adapted):,}")
+    if fresh:
+        start.begin(adapted, recipe.model.lora, type(model), expert)
     if data.manifest is not None or shown(recipe):
         text = load_model(recipe.model.path, family=recipe.model.family, device="meta", parts=("text",))
         width = text.prompt_shape[1]

@@ -168,4 +168,4 @@ def how_far_ahead(recipe: Recipe, objective: Objective[Any]) -> float:
     """
     if not objective.needs_gradient:
         return math.inf
-    return 1 if recipe.training.zero_stage < 3 or recipe.model.checkpointing in ("step", "both") else 0
+    return 1 if recipe.training.zero_stage < 3 or recipe.model.checkpointing in ("step", "both", "clips") else 0

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from rayvideo.models import ModelError, export, foreign
+from rayvideo.models.modelscope import ModelScope
 from rayvideo.runs import checkpoints
 from rayvideo.runs.checkpoints import Part, newest_good, upload
 from rayvideo.runs.folder import copy_adapter, write_summary
 from rayvideo.runs.journal import Best, Journal
 from rayvideo.storage import (
+    fetched,
     is_file,
     join,
     locate,
@@ -89,7 +93,7 @@ def test_the_newest_good_checkpoint_is_found_and_fetched(store, tmp_path):
     assert [(one.name, one.unfinished) for one in refused] == [
         ("step-000010", True), ("step-000008", False), ("step-000006", False),
     ]  # fmt: skip
-    with checkpoints.fetched(good.folder) as files:
+    with fetched(good.folder) as files:
         assert copy_adapter(files / "adapter", run_folder) == join(run_folder, "adapter")
     assert read_bytes(join(run_folder, "adapter/weights")) == bytes(1000)
 
@@ -98,6 +102,22 @@ def test_the_newest_good_checkpoint_is_found_and_fetched(store, tmp_path):
     assert is_file(join(run_folder, "checkpoints/refused/step-000006/adapter/weights"))
     checkpoints.prune(run_folder, 4, keep=1)
     assert checkpoints.steps_in(run_folder) == [4]
+
+
+def test_an_adapter_to_begin_from_may_lie_in_a_bucket(store, adapter, tmp_path):
+    files = export.export_kohya(adapter, tmp_path / "lora.safetensors", ModelScope)
+    copy_adapter(adapter, store("first"))
+    write_bytes(store("lora.safetensors"), Path(files[0]).read_bytes())
+    folder, file = (foreign.read(store(path), ModelScope) for path in ("first/adapter", "lora.safetensors"))
+    own = foreign.read(str(adapter), ModelScope)
+    assert folder.keys() == own.keys()
+    assert len(file) == len(own)
+    assert all(torch.equal(folder[name].b, pair.b) for name, pair in own.items())
+    with pytest.raises(ModelError, match=r"^s3://bucket/none\?.*: no adapter here"):
+        foreign.read(store("none"), ModelScope)
+    write_bytes(join(store("first/adapter"), "adapter_config.json"), b"{")
+    with pytest.raises(ModelError, match=r"^s3://bucket/first/adapter\?\S+: no adapter that can be read"):
+        foreign.read(store("first/adapter"), ModelScope)
 
 
 def test_ray_trains_list_can_be_forgotten(store):

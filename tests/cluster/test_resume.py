@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from rayvideo.errors import RecipeError
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.runs.attempts import attempts_of
-from rayvideo.runs.checkpoints import fetched, name_of, steps_in
+from rayvideo.runs.checkpoints import name_of, steps_in
 from rayvideo.runs.folder import folder_of
-from rayvideo.storage import is_file, join, read_bytes, read_lines, read_summary, write_bytes
+from rayvideo.storage import fetched, is_file, join, read_bytes, read_lines, read_summary, write_bytes
 from rayvideo.training.launch import finetune
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(1800)]

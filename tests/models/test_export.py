@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from rayvideo import sections
 from rayvideo.errors import UserError
 from rayvideo.models import ModelError, export, load_model, vgen
+from rayvideo.models.adapter import read_adapter
 from rayvideo.models.lora import WEIGHTS, add_lora, load_adapter, lora_parameters, save_adapter
 from rayvideo.weights import WeightsError
 from tests.models import reference
@@ -158,7 +159,7 @@ def test_more_than_plain_lora_is_refused(adapter, tmp_path, key):
     changed = config | {key: {"to_q": 8} if key == "rank_pattern" else True}
     (folder / "adapter_config.json").write_text(json.dumps(changed))
     with pytest.raises(ModelError, match="only plain LoRA"):
-        export.read_adapter(folder)
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +202,12 @@ def test_an_untrained_adapter_is_not_exported(release, tmp_path):
 
 def test_what_is_no_adapter_is_refused(adapter, tmp_path):
     with pytest.raises(ModelError, match="no adapter that can be read"):
-        export.read_adapter(tmp_path)
+        read_adapter(tmp_path)
     folder = shutil.copytree(adapter[0], tmp_path / "adapter")
     weights = load_file(folder / "adapter_model.safetensors")
     save_file(weights | {"base_model.model.conv_in.bias": torch.zeros(1)}, folder / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="it holds base_model.model.conv_in.bias"):
-        export.read_adapter(folder)
+        read_adapter(folder)
 
 
 def test_lora_goes_to_a_safetensors_file_that_is_not_there_yet(adapter, tmp_path):

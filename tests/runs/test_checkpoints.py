@@ -17,6 +17,7 @@ from rayvideo.runs import checkpoints
 from rayvideo.runs.attempts import attempts_of, begin_attempt, note_lost
 from rayvideo.runs.checkpoints import CheckpointError, Part, UnfinishedError, newest_good, upload, verify
 from rayvideo.runs.journal import Best, Journal
+from rayvideo.storage import fetched
 from rayvideo.training.rng import load_rng, save_rng
 
 RUN = "abc"
@@ -42,7 +43,7 @@ def test_a_whole_checkpoint_is_good(tmp_path):
     good = verify(str(save(tmp_path, 4)), RUN)
     assert good.step == 4
     assert good.state["global_batch"] == 8
-    with checkpoints.fetched(good.folder) as files:
+    with fetched(good.folder) as files:
         assert len((files / SHARD).read_bytes()) == 1000
 
 

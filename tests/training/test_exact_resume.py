@@ -16,8 +16,9 @@ from torch import Tensor
 from rayvideo.data.table import LatentTable, Place
 from rayvideo.data.tasks import tensor_array
 from rayvideo.recipe import Recipe, parse_recipe
-from rayvideo.runs.checkpoints import Part, fetched, newest_good, upload
+from rayvideo.runs.checkpoints import Part, newest_good, upload
 from rayvideo.serving.local import LocalPool
+from rayvideo.storage import fetched
 from rayvideo.training.assembly import assemble
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.ray_train.saver import refuse_code

@@ -56,8 +56,10 @@ def build_autoencoder() -> AutoencoderKLWan:
     return vae
 
 
-def train_autoencoder(pool: Pool, work: Path, *, frame_steps: int, short_steps: int, steps: int) -> AutoencoderKLWan:
-    """Train on single frames, then on clips of 5 frames, then on whole ones; each of varied quality.
+def train_autoencoder(
+    pool: Pool, work: Path, *, frame_steps: int, short_steps: int, steps: int, more_steps: int
+) -> AutoencoderKLWan:
+    """Train on single frames, then on clips of 5 frames, then twice on whole ones; each of varied quality.
 
     A clip's first frame goes through the VAE as an image does, so that frames teach it what things look like at a
     fraction of the cost. The spread of each latent channel, measured on the pool, becomes `latents_mean` and
@@ -68,28 +70,54 @@ def train_autoencoder(pool: Pool, work: Path, *, frame_steps: int, short_steps: 
     length = pool.frames.shape[1]
 
     def losses_of(step: int, frames: int, batch: int) -> Losses:
-        rng = random.Random(f"causal-autoencoder-{frames}-{step}")
-        clips = sample_clips(pool, rng, batch, frames)
+        clips = sample_clips(pool, random.Random(f"causal-autoencoder-{frames}-{batch}-{step}"), batch, frames)
         with autocast(CPU):
             posterior = vae.encode(clips.transpose(1, 2)).latent_dist
             rebuilt = decode(vae, posterior.sample())
-        rebuilt = rebuilt.float()
-        return {
-            "pixels": 4 * F.mse_loss(rebuilt, clips) + 0.5 * F.l1_loss(rebuilt, clips),
-            "edges": 0.5
-            * torch.stack([F.l1_loss(a, b) for a, b in zip(edges(rebuilt), edges(clips), strict=True)]).sum(),
-            "kl": 3e-5 * posterior.kl().float().mean() / posterior.mean[0].numel(),
+        return _losses(rebuilt.float(), clips) | {
+            "kl": 3e-5 * posterior.kl().float().mean() / posterior.mean[0].numel()
         }
 
     parts = {"vae": vae}
     with _as_images(vae):
         fit("flow-vae-frames", parts, lambda i: losses_of(i, 1, 24), steps=frame_steps, lr=3e-3, work=work)
-    for name, frames, batch, count, lr in (("short", 5, 6, short_steps, 2e-3), ("clips", length, 3, steps, 1.5e-3)):
+    stages = (
+        ("short", 5, 6, short_steps, 2e-3),
+        ("clips", length, 3, steps, 1.5e-3),
+        ("more", length, 4, more_steps, 1.5e-3),
+    )
+    for name, frames, batch, count, lr in stages:
         vae.requires_grad_(True)
         loss = partial(losses_of, frames=frames, batch=batch)
         fit(f"flow-vae-{name}", parts, loss, steps=count, lr=lr, work=work, average=0.995)
     _measure_spread(vae, pool)
     return vae
+
+
+def sharpen_decoder(vae: AutoencoderKLWan, pool: Pool, work: Path, *, steps: int) -> None:
+    """Train the decoder alone on. Latents stay what they are, so that a denoiser may learn them at the same time."""
+    length = pool.frames.shape[1]
+
+    def losses_of(step: int) -> Losses:
+        clips = sample_clips(pool, random.Random(f"causal-decoder-{step}"), 3, length)
+        with autocast(CPU):
+            with torch.no_grad():
+                latents = vae.encode(clips.transpose(1, 2)).latent_dist.sample()
+            rebuilt = decode(vae, latents)
+        return _losses(rebuilt.float(), clips)
+
+    parts = {"decoder": vae.decoder, "before": vae.post_quant_conv}
+    for part in parts.values():
+        part.requires_grad_(True)
+    fit("flow-vae-decoder", parts, losses_of, steps=steps, lr=1.5e-3, work=work, average=0.995)
+
+
+def _losses(rebuilt: Tensor, clips: Tensor) -> Losses:
+    down, across = (F.l1_loss(a, b) for a, b in zip(edges(rebuilt), edges(clips), strict=True))
+    return {
+        "pixels": 4 * F.mse_loss(rebuilt, clips) + 0.5 * F.l1_loss(rebuilt, clips),
+        "edges": 0.5 * (down + across),
+    }
 
 
 def sample_clips(pool: Pool, rng: random.Random, count: int, frames: int) -> Tensor:

@@ -20,7 +20,7 @@ from rayvideo.menagerie.build import POOL, POOL_SEED, UNSEEN_SEED, WEIGHTS, fram
 from rayvideo.menagerie.card import write_card
 from rayvideo.menagerie.classifier import KindClassifier
 from rayvideo.menagerie.flow import LENGTH
-from rayvideo.menagerie.flow.autoencoder import decode, train_autoencoder
+from rayvideo.menagerie.flow.autoencoder import decode, sharpen_decoder, train_autoencoder
 from rayvideo.menagerie.flow.denoiser import build_scheduler, encode_pool, train_denoiser
 from rayvideo.menagerie.judges import load_judge
 from rayvideo.menagerie.pool import Pool
@@ -45,11 +45,12 @@ def build_pipeline(work: Path) -> Path:
     if not (folder / "model_index.json").is_file():
         pool = Pool.drawn(POOL, POOL_SEED, work, LENGTH)
         if not (work / "flow-vae").is_dir():
-            vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1100)
+            vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1100, more_steps=700)
             vae.save_pretrained(work / "flow-vae")
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
-        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=6000, clip_steps=10000)
+        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=4000, clip_steps=7500)
+        sharpen_decoder(vae, pool, work, steps=1500)
         WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
     return folder
 

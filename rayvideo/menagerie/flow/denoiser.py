@@ -197,16 +197,15 @@ def train_denoiser(
         noise, uniform = torch.randn_like(clean), torch.rand(batch)
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         level = sigma.view(-1, 1, 1, 1, 1)
-        with autocast(CPU):
-            embedded, lengths = embed(text, tokenizer, captions)
-            short.bias = shorten(lengths, embedded.shape[1])
-            predicted = transformer((1 - level) * clean + level * noise, 1000 * sigma, embedded).sample
-        return {"velocity": F.mse_loss(predicted.float(), noise - clean)}
+        embedded, lengths = embed(text, tokenizer, captions)
+        short.bias = shorten(lengths, embedded.shape[1])
+        predicted = transformer((1 - level) * clean + level * noise, 1000 * sigma, embedded).sample
+        return {"velocity": F.mse_loss(predicted, noise - clean)}
 
     parts = {"text": text, "transformer": transformer}
     with short_text(transformer) as short:
-        fit("flow-images", parts, lambda i: losses_of(i, images, 48), steps=image_steps, lr=1.5e-3, work=work)
+        fit("flow-images", parts, lambda i: losses_of(i, images, 48), steps=image_steps, lr=1.2e-3, work=work)
         text.requires_grad_(True)
         transformer.requires_grad_(True)
-        fit("flow-clips", parts, lambda i: losses_of(i, clips, 12), steps=clip_steps, lr=1e-3, work=work)
+        fit("flow-clips", parts, lambda i: losses_of(i, clips, 12), steps=clip_steps, lr=8e-4, work=work)
     return transformer, text, tokenizer

@@ -65,6 +65,7 @@ class Ddpo(Sampled[DdpoOptions]):
     """
 
     Options = DdpoOptions
+    rolls_out = False
     patience = 10  # samples that are rewarded alike say nothing, which may happen now and then
 
     def __init__(self, recipe: Recipe, options: DdpoOptions, *rest: Any) -> None:

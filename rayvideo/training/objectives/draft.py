@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,19 +64,7 @@ class Draft(Pathwise[DraftOptions]):
                 last = self._chain.last(1)
                 noise = torch.cat([editing.normal(latents.shape, generators, latents.device) for _ in range(noisings)])
                 noisy = self._model.schedule.corrupt(latents.repeat(noisings, 1, 1, 1, 1), noise, last.levels[0])
-                clips = _repeat(clips, noisings)
+                clips = clips.repeated(noisings)
                 latents = self._denoise(clips, noisy, last, frozenset({0}))
         drawn = torch.cat([self._draw_frames(generators) for _ in range(noisings or 1)])
         return self._show(latents, clips, drawn, step)
-
-
-def _repeat(clips: Batch, times: int) -> Batch:
-    return replace(
-        clips,
-        ids=clips.ids * times,
-        videos=clips.videos * times,
-        captions=clips.captions * times,
-        mean=clips.mean.repeat(times, 1, 1, 1, 1),
-        logvar=clips.logvar.repeat(times, 1, 1, 1, 1),
-        embeddings=clips.embeddings.repeat(times, 1, 1),
-    )

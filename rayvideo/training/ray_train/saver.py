@@ -24,7 +24,6 @@ from rayvideo.runs.checkpoints import (
     STATE,
     CheckpointError,
     Part,
-    fetched,
     name_of,
     newest_good,
     put_away,
@@ -32,7 +31,7 @@ from rayvideo.runs.checkpoints import (
 )
 from rayvideo.runs.journal import Best
 from rayvideo.runs.verdict import RuleState, verdict_of
-from rayvideo.storage import join, locate
+from rayvideo.storage import fetched, join, locate
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 from rayvideo.training.guards import NonFiniteError
 from rayvideo.training.plan import Plan

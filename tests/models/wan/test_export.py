@@ -55,7 +55,7 @@ def pipeline(path: Path) -> WanPipeline:
     return loaded
 
 
-@pytest.mark.parametrize("write", [export.export_diffusers, export.export_comfyui])
+@pytest.mark.parametrize("write", [export.export_diffusers, export.export_comfyui, export.export_kohya])
 @pytest.mark.parametrize("named", [False, True])
 def test_diffusers_loads_it_and_every_key_binds(wan: Folder, tmp_path: Path, write: Any, named: bool) -> None:
     path, file = wan("2.1"), tmp_path / "lora.safetensors"
@@ -65,7 +65,8 @@ def test_diffusers_loads_it_and_every_key_binds(wan: Folder, tmp_path: Path, wri
     theirs = pipeline(path)
     plain = output(theirs.transformer)
     theirs.load_lora_weights(str(file))
-    assert 2 * bound(theirs.transformer) == len(load_file(file)) == 2 * 2 * 10
+    matrices = [name for name in load_file(file) if not name.endswith(".alpha")]
+    assert 2 * bound(theirs.transformer) == len(matrices) == 2 * 2 * 10
     torch.testing.assert_close(output(theirs.transformer), wanted, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(plain, wanted, atol=1e-2)
 
@@ -137,9 +138,6 @@ def test_an_adapter_of_another_size_is_refused(wan: Folder, tmp_path: Path) -> N
 
 
 def test_names_that_do_not_fit_the_family_are_refused(wan: Folder, tmp_path: Path) -> None:
-    tune(wan("2.1"), tmp_path / "adapter")
-    with pytest.raises(ModelError, match="Wan has none: export comfyui in place of kohya"):
-        export.export_kohya(tmp_path / "adapter", tmp_path / "lora.safetensors")
     tune(wan("2.1"), tmp_path / "other", targets=("proj_out",))
     with pytest.raises(ModelError, match="'proj_out' has no name in ComfyUI's Wan; .* to_q, to_k"):
         export.export_comfyui(tmp_path / "other", tmp_path / "lora.safetensors")

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from rayvideo.data.table import Batch
+from rayvideo.errors import RecipeError
 from rayvideo.models import VideoModel, load_model
 from rayvideo.models.lora import add_lora, lora_parameters
+from rayvideo.models.pieces import feed_forward_in_pieces
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.sections import Lora
 from rayvideo.training import objectives
@@ -110,6 +112,27 @@ def test_recomputing_changes_nothing(tiny_pipeline, model, checkpointing):
     assert torch.equal(gradient(model, "none"), gradient(other, checkpointing))
 
 
+def test_one_clip_and_prompt_at_a_time_is_the_same_but_for_last_bits(tiny_pipeline, model):
+    calls: list[int] = []
+    made = {}
+    for kind in ("none", "clips"):
+        loaded = load_model(tiny_pipeline, parts=("denoiser", "vae"))
+        loaded.denoiser = add_lora(loaded.denoiser, Lora(), seed=0)
+        if kind == "clips":
+            loaded.enable_checkpointing()
+            feed_forward_in_pieces(loaded.denoiser)
+        recipe = recipe_with(model={"path": "unused", "checkpointing": kind})
+        asked = watch(loaded)
+        pixels, _ = edit(recipe, loaded, clips(1, 2))
+        calls = [len(latents) for latents, _ in asked]
+        pixels.square().mean().backward()
+        gradient = [w.grad for w in lora_parameters(loaded.denoiser).values() if w.grad is not None]
+        made[kind] = pixels.detach(), torch.cat([one.flatten() for one in gradient])
+    assert set(calls) == {1}
+    for ours, whole in zip(made["clips"], made["none"], strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-6 + 1e-4 * whole.abs().max().item())
+
+
 def test_saturated_pixels_are_counted_and_clamped(model):
     bright = clips(1)
     loud = Batch(bright.ids, bright.videos, bright.captions, bright.mean * 50, bright.logvar, bright.embeddings)
@@ -168,3 +191,70 @@ def test_a_causal_vae_and_a_schedule_that_ends_without_noise_serve_as_well(tiny_
     for name, weight in adapter.items():
         assert weight.grad is not None
         assert bool(weight.grad.any()) == ("lora_B" in name), "A's gradient is 0 as long as B is"
+
+
+class TestCheaperRollouts:
+    def test_fewer_steps_of_second_order_end_near_the_chain_and_keep_its_last_step(self, model):
+        asked = watch(model)
+        whole, _ = edit(recipe_with(editing={"steps": 10}), model, clips(1))
+        assert len(asked) == 6
+        asked.clear()
+        cheap = {"rollout_solver": "dpmsolver++", "rollout_steps": 2}
+        pixels, _ = edit(recipe_with(editing={"steps": 10, **cheap}), model, clips(1))
+        assert [(len(latents), grad) for latents, grad in asked] == [(2, False), (2, False), (2, True)]
+        assert 0 < (pixels - whole).abs().mean() < 0.1 * whole.std()
+
+    def test_outside_the_interval_the_captions_prediction_alone_is_asked_for(self, model):
+        asked = watch(model)
+        edit(recipe_with(editing={"steps": 10, "guidance_interval": [0.0, 0.5]}), model, clips(1))
+        noise = model.schedule.mixture(model.schedule.chain(10, 0.6).levels[:-1])[1].tolist()
+        guided = [sigma <= 0.5 for sigma in noise]
+        assert [len(latents) for latents, _ in asked] == [2 if both else 1 for both in guided]
+        assert 1 < sum(guided) < 5
+        asked.clear()
+        edit(recipe_with(editing={"steps": 10, "guidance_interval": [0.99, 1.0]}), model, clips(1))
+        assert [len(latents) for latents, _ in asked] == [1, 1, 1, 1, 1, 2]  # the step with the gradient is guided
+
+    def test_a_rollout_is_used_again_with_new_noise_and_frames(self, model):
+        once = objective_of(recipe_with(), model).make(clips(1, 2), 1, 0)
+        asked = watch(model)
+        thrice = objective_of(recipe_with(editing={"steps": 5, "reuse": 3}), model).make(clips(1, 2), 1, 0)
+        # Two steps without a gradient for both clips, one to finish them, and one with a gradient for all six.
+        assert [(len(latents), grad) for latents, grad in asked] == [(4, False), (4, False), (4, False), (12, True)]
+        assert thrice.clips.ids == [1, 2, 1, 2, 1, 2]
+        assert thrice.clips.captions == ["1", "2"] * 3
+        assert thrice.pixels.shape == (6, *once.pixels.shape[1:])
+        assert torch.equal(thrice.drawn[:2], once.drawn)
+        torch.testing.assert_close(thrice.pixels[:2], once.pixels, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(thrice.drawn[2:4], thrice.drawn[4:])
+        assert not torch.allclose(thrice.pixels[2:4], thrice.pixels[4:], atol=1e-3)
+        thrice.pixels.mean().backward()
+        assert any(w.grad is not None and w.grad.abs().sum() > 0 for w in lora_parameters(model.denoiser).values())
+
+    @pytest.mark.parametrize(
+        ("editing", "training", "said"),
+        [
+            ({"rollout_steps": 3}, {}, r"editing\.rollout_steps 3: 2 of the chain's 3 steps come before the first"),
+            (
+                {"guidance_interval": [0.7, 0.2]},
+                {},
+                r"editing\.guidance_interval \[0\.7, 0\.2\]: allowed are two rising",
+            ),
+            ({"reuse": 2}, {"objective": "draft"}, r"editing\.reuse 2: training\.objective 'draft' does not know it"),
+            (
+                {"rollout_solver": "dpmsolver++"},
+                {"objective": "ddpo", "samples_per_caption": 2, "batch_size": 2},
+                r"editing\.rollout_solver 'dpmsolver\+\+': training\.objective 'ddpo' does not know it",
+            ),
+        ],
+    )
+    def test_options_that_do_not_fit_are_refused(self, editing, training, said):
+        with pytest.raises(RecipeError, match=said):
+            recipe_with(editing={"steps": 5, **editing}, training=training)
+
+
+def watch(model: VideoModel) -> list[tuple[Tensor, bool]]:
+    """Latents of each call of the denoiser from now on, and whether it had a gradient."""
+    asked: list[tuple[Tensor, bool]] = []
+    model.denoiser.register_forward_pre_hook(lambda _, inputs: asked.append((inputs[0], torch.is_grad_enabled())))
+    return asked
