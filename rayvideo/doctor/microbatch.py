@@ -71,7 +71,7 @@ def examine(recipe: Recipe, table: LatentTable, pool: RewardPool, device: torch.
     dtype = recipe.training.precision
 
     def make_engine(adapted: PeftModel, objective: Objective[Any]) -> PlainEngine:
-        return PlainEngine(adapted, LOSS_SCALE if dtype == "fp16" else 1.0)
+        return PlainEngine(adapted.to(device), LOSS_SCALE if dtype == "fp16" else 1.0)
 
     with _alone(device):
         built = assemble(recipe, table, pool, device, make_engine)

@@ -17,9 +17,10 @@ from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Schedule
 
 T = TypeVar("T")
-Part = Literal["denoiser", "vae", "text"]
+Part = Literal["denoiser", "low", "vae", "text"]
+"""What a process may load of a model. "low" is for models with two denoisers: of them that for little noise alone."""
 PARTS: tuple[Part, ...] = ("denoiser", "vae", "text")
-"""What a model is loaded of: a process loads only the parts that it runs."""
+"""What a whole model is loaded of: a process loads only the parts that it runs."""
 
 
 class ModelError(UserError, RuntimeError):
@@ -50,7 +51,7 @@ class VideoModel(ABC):
     scheduler: Any
     """The diffusers scheduler that `schedule` reads its numbers from."""
     device: torch.device
-    """Where the loaded parts are; `to` sets it."""
+    """Where the model computes; `to` sets it."""
     dtype: torch.dtype
     """The denoiser's number format; VAE and text tower stay in fp32."""
 
@@ -62,12 +63,13 @@ class VideoModel(ABC):
     def _hold(self, denoiser: nn.Module | None, vae: Any, text_encoder: Any, tokenizer: Any) -> None:
         """Keep the parts that were loaded, None for others: frozen and in eval mode, where dropout is off."""
         self._denoiser, self._vae, self._text_encoder, self._tokenizer = denoiser, vae, text_encoder, tokenizer
-        for part in self._modules():
-            part.requires_grad_(False).eval()
+        for module in self._modules():
+            module.requires_grad_(False).eval()
         self.device = torch.device("cpu")
 
-    def _modules(self) -> list[nn.Module]:
-        return [part for part in (self._denoiser, self._vae, self._text_encoder) if part is not None]
+    def _modules(self, parts: Sequence[Part] = PARTS) -> list[nn.Module]:
+        held = {"denoiser": self._denoiser, "vae": self._vae, "text": self._text_encoder}
+        return [module for part, module in held.items() if part in parts and module is not None]
 
     def tensors(self) -> list[Tensor]:
         """Weights and buffers of all parts that were loaded."""
@@ -185,10 +187,10 @@ class VideoModel(ABC):
     def enable_checkpointing(self) -> None:
         """Recompute the activations of the denoiser's and the VAE decoder's blocks in the backward pass."""
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move every loaded part, and note the `device`; number formats stay as they are."""
-        for part in self._modules():
-            part.to(device)
+    def to(self, device: torch.device | str, parts: Sequence[Part] = PARTS) -> Self:
+        """Move those of `parts` that are loaded, and note the `device`; number formats stay as they are."""
+        for module in self._modules(parts):
+            module.to(device)
         self.device = torch.device(device)
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,17 @@ from rayvideo.models.base import ModelError
 
 EXPERTS = ("high", "low")
 """Names of the two denoisers within `Experts`, hence first words of the names of all their layers."""
+
+
+class Unloaded(nn.Module):
+    """Stands where an expert would that a process does not load, because it never asks it."""
+
+    def forward(self, latents: Tensor, timestep: Tensor, *others: Tensor, **options: Any) -> NoReturn:
+        """Refuse."""
+        raise ModelError(
+            f"timestep {timestep.max().item():.0f} is the other expert's, which was not loaded; the steps of an "
+            "objective's `chain` say which experts training needs"
+        )
 
 
 class Experts(nn.Module):
@@ -25,7 +36,7 @@ class Experts(nn.Module):
         """Put two diffusers denoisers behind one call.
 
         Args:
-            high: Denoises at timesteps from `boundary` up.
+            high: Denoises at timesteps from `boundary` up; `Unloaded` where none of these is asked.
             low: Denoises at timesteps below `boundary`.
             boundary: In the units of timesteps. A pipeline's `boundary_ratio` 0.875 of 1000 timesteps is 875.
         """

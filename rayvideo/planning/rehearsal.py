@@ -70,7 +70,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     census = Census()
     pool = _Pool(recipe.reward.judges, census)
     with _group():
-        built = assemble(recipe, _table(recipe), pool, META, lambda adapted, _: _Engine(adapted, census))
+        built = assemble(recipe, _table(recipe), pool, META, lambda adapted, _: _Engine(adapted, census), fresh=False)
         adapter = list(lora_parameters(built.adapted).values())
         everything = built.model.tensors()
         census.ignore(everything)

@@ -54,7 +54,9 @@ class Evaluation(Section):
     )
     features: Features | None = Field(None, description="Feature distance to reference clips (KID).")
     every: int = Field(0, ge=0, description="Training steps between comparisons in MLflow; 0: only first and last.")
-    previews: Positive = Field(4, description="Captions shown in each of those comparisons and in the report, per set.")
+    previews: int = Field(
+        4, ge=0, description="Captions shown in each of those comparisons and in the report, per set; 0 shows none."
+    )
 
     @field_validator("steps", mode="before")
     @classmethod

@@ -92,7 +92,16 @@ class Training(Section):
         description="Precision of the denoiser, in generation too; LoRA masters are fp32. auto: bf16 on GPUs and "
         "CPUs that compute it, else fp32; the run's recipe.yaml says which, and a resumed run keeps it.",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        2,
+        description="DeepSpeed ZeRO stage. 3 shares the denoiser's weights out among the workers as it is loaded, so "
+        "that none holds it whole on its device (docs/models.md).",
+    )
+    offload: Literal["none", "cpu"] = Field(
+        "none",
+        description="With zero_stage 3: cpu keeps each worker's share of the weights in the memory of its machine, "
+        "and on the device only what is computed with right now. Slower; workers on CPUs gain nothing by it.",
+    )
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")
     keep_best: Literal["reward"] | None = Field(
@@ -126,6 +135,15 @@ class Training(Section):
             raise ValueError(
                 "training.precision 'fp16' with training.zero_stage 0: DeepSpeed scales the loss, without which small "
                 "gradients vanish, only in stages 1, 2 and 3"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_offloaded(self) -> Training:
+        if self.offload != "none" and self.zero_stage != 3:
+            raise ValueError(
+                f"training.offload {self.offload!r} with training.zero_stage {self.zero_stage}: only stage 3 has "
+                "shares of weights to keep elsewhere; set training.zero_stage to 3, or training.offload to 'none'"
             )
         return self
 

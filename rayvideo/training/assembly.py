@@ -21,12 +21,13 @@ from rayvideo.serving.pool import RewardPool
 from rayvideo.training import objectives
 from rayvideo.training.engine import Engine
 from rayvideo.training.meters import Clock
+from rayvideo.training.needed import parts_for
 from rayvideo.training.objective import Objective
 from rayvideo.training.trainer import Trainer
 
 EngineT = TypeVar("EngineT", bound=Engine)
 MakeEngine = Callable[[PeftModel, Objective[Any]], EngineT]
-"""What optimises the adapter of a denoiser for an objective."""
+"""What optimises the adapter of a denoiser, which is on the CPU, for an objective, and brings it to the device."""
 
 
 class Assembly(NamedTuple, Generic[EngineT]):
@@ -65,9 +66,9 @@ def assemble(
         family=recipe.model.family,
         shift=recipe.model.shift,
         dtype=DTYPES[recipe.training.precision],
-        device=device,
-        parts=("denoiser", "vae"),
-    )
+        device="meta" if device.type == "meta" else "cpu",
+        parts=parts_for(recipe),
+    ).to(device, ("vae",))  # a denoiser may be too large to lie there whole: of it the engine moves what belongs there
     if recipe.model.checkpointing in ("blocks", "both", "clips"):
         model.enable_checkpointing()
     if recipe.model.checkpointing == "clips":

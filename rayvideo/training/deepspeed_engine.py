@@ -47,7 +47,8 @@ class DeepSpeedEngine:
     and keeps fp32 masters of an fp16 adapter.
 
     Args:
-        denoiser: With a fresh or loaded adapter; in place: ZeRO-3 partitions its weights over the workers.
+        denoiser: With a fresh or loaded adapter, on the CPU. It is moved to the device, in place; with ZeRO-3 weight by
+            weight, of each of which this worker keeps its share alone.
         options: The recipe's training section.
         passes: Backward passes that each micro-batch takes; gradients are averaged over them.
         universal: Whether `load` will read what another number of workers wrote, which DeepSpeed wants to know first.
@@ -70,6 +71,8 @@ class DeepSpeedEngine:
         # Shards of another number of workers are converted. Stage 0 has none: each worker has everything.
         self._universal = universal and options.zero_stage > 0
         config["checkpoint"] = {"load_universal": self._universal}
+        if options.zero_stage == 3:
+            _partition(denoiser, options, config)
         self._engine, *_ = deepspeed.initialize(
             model=denoiser, optimizer=self._optimizer, config=config, dist_init_required=False
         )
@@ -160,6 +163,7 @@ def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": options.zero_stage,
+            **({"offload_param": {"device": "cpu"}} if options.offload == "cpu" else {}),
             # DeepSpeed's default reserves 5e8 numbers, for models that are trained as a whole.
             "reduce_bucket_size": trainable,
             "allgather_bucket_size": trainable,
@@ -169,6 +173,18 @@ def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
     }
+
+
+def _partition(denoiser: nn.Module, options: Training, config: dict[str, Any]) -> None:
+    """Leave this worker its share of each weight, on the device or, if it is offloaded, on the CPU.
+
+    `deepspeed.initialize` would do that too, but move the whole denoiser to the device first.
+    """
+    if options.precision == "fp16":
+        for weight in denoiser.parameters():  # the adapter's; DeepSpeed casts none that is partitioned
+            weight.data = weight.data.half()
+    deepspeed.zero.Init(module=denoiser, config_dict_or_path=config)
+    denoiser.to(get_accelerator().current_device_name())  # buffers, which stay whole
 
 
 def _norm(engine: Any) -> float:

@@ -34,6 +34,7 @@ from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
 from rayvideo.storage import fetched, is_file, join, read_lines
 from rayvideo.tracking import RunRef, Tracker, create_run, versions
+from rayvideo.training.needed import price_of_previews
 from rayvideo.training.plan import Plan
 from rayvideo.training.preflight import check_place
 from rayvideo.training.ray_train.attempt import run_attempt
@@ -133,6 +134,8 @@ def _train(
         # The judges load meanwhile.
         table = open_latents(recipe, meanwhile=pool.refuse_broken)
         shown = embed_shown(recipe)
+        if price := price_of_previews(recipe):
+            logger.info(price)
         with progress("loading judges", len(pool.judges), unit="judge") as bar:
             pool.wait_until_ready(lambda _: bar.update())
         ref = _begin(recipe, table, ref)

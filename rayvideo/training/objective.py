@@ -124,7 +124,7 @@ class Objective(ABC, Generic[OptionsT]):
 
     @classmethod
     def chain(cls, recipe: Recipe, schedule: Schedule) -> Chain:
-        """The steps that are run.
+        """The steps that are run. Of two denoisers those that none of them asks need not be there.
 
         Raises:
             RecipeError: `start_sigma` leaves too few, or is nothing that this schedule knows.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from rayvideo.precision import DTYPES
 from rayvideo.sections import Lora, Training
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine, supports_fp16
 from tests.training.network import Net
+from tests.training.worlds import run
 
 WORLDS = (2, 1, 4, 2)
 STEPS = 2
@@ -31,21 +30,14 @@ CASES: list[dict[str, Any]] = [
 ]
 OVERFLOW = 1
 """The step whose loss is too large for fp16: a lowered loss scale must survive, too."""
-PATIENCE_S = 240
-"""Seconds, many times what a world takes, after which its workers are ended and it is begun again."""
-TRIES = 3
-"""Of a world. Seen once in some dozens of runs: with four workers on two cores two of gloo's threads span in a gather
-of ZeRO-3's, each on a core of its own, and nothing else of these processes ever ran again, watchdogs included."""
 
 
 def training_of(case: int) -> Training:
     return Training(workers=2, accumulation=2, batch_size=4, max_grad_norm=0.5, **CASES[case])
 
 
-def train(rank: int, world: int, place: Path, first: int, source: Path | None) -> None:
+def train(place: Path, first: int, source: Path | None) -> None:
     """One worker's `STEPS` steps of every case, saved in `place`; the first world's then go on to the end."""
-    os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group("gloo", init_method=f"file://{place}/meeting", rank=rank, world_size=world)
     for case in range(len(CASES)):
         training, folder = training_of(case), place / str(case)
         engine = engine_for(training, universal=source is not None)  # each world differs from the one before
@@ -56,8 +48,6 @@ def train(rank: int, world: int, place: Path, first: int, source: Path | None) -
         if not source:
             steps(engine, training, first + STEPS, STEPS * len(WORLDS), folder / "undisturbed.pt")
         engine.close()
-    dist.destroy_process_group()
-    os._exit(0)  # libraries have threads that a process may wait for at its end, when nothing watches it any more
 
 
 def engine_for(training: Training, *, universal: bool = False) -> DeepSpeedEngine:
@@ -88,29 +78,10 @@ def steps(engine: DeepSpeedEngine, training: Training, first: int, last: int, ou
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Where the workers of each world left their checkpoints and outcomes."""
-    # New interpreters: a fork takes over locks, but not the threads (jemalloc's, OpenMP's) that would release them.
-    context = multiprocessing.get_context("spawn")
     places: list[Path] = []
     for number, world in enumerate(WORLDS):
         source = places[-1] if places else None
-        for _ in range(TRIES):
-            place = tmp_path_factory.mktemp("world")
-            workers = [
-                context.Process(target=train, args=(rank, world, place, number * STEPS, source))
-                for rank in range(world)
-            ]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join(PATIENCE_S)
-            hung = [worker.is_alive() for worker in workers]
-            for worker in workers:
-                worker.kill()
-                worker.join()
-            if not any(hung):
-                break
-        assert [worker.exitcode for worker in workers] == [0] * world
-        places.append(place)
+        places.append(run(train, world, lambda: tmp_path_factory.mktemp("world"), number * STEPS, source))
     return places
 
 

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
-from rayvideo.models.experts import Experts
+from rayvideo.models.experts import Experts, Unloaded
 from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
@@ -82,11 +82,12 @@ class Wan(VideoModel):
         scheduler = load_scheduler(path)
         boundary = _boundary(path)
         loaded: dict[str, Any] = {}
-        if "denoiser" in parts:
+        if boundary is None and "denoiser" in parts:
             loaded["denoiser"] = transformer("transformer")
-            if boundary is not None:
-                steps = scheduler.config.num_train_timesteps
-                loaded["denoiser"] = Experts(loaded["denoiser"], transformer("transformer_2"), boundary * steps)
+        elif boundary is not None and {"denoiser", "low"} & set(parts):
+            high = transformer("transformer") if "denoiser" in parts else Unloaded()
+            timesteps = scheduler.config.num_train_timesteps
+            loaded["denoiser"] = Experts(high, transformer("transformer_2"), boundary * timesteps)
         if "vae" in parts:
             loaded["vae"] = network(AutoencoderKLWan, "vae", torch_dtype=torch.float32)
         if "text" in parts:
