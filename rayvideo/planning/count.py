@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
+from typing_extensions import Self
 
 KNOWN = 64
 """Numbers of a tensor whose values are kept beside it: timesteps, which say what of two denoisers is asked."""
@@ -20,14 +20,14 @@ KNOWN = 64
 CPU = torch.device("cpu")
 ASK = torch.ops.aten._local_scalar_dense.default
 COPY = torch.ops.aten._to_copy.default
-CHOOSE_ATTENTION = torch.ops.aten._fused_sdp_choice.default
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 class Census(TorchDispatchMode):
     """Counts tensors on the meta device that come and go while it is entered, by the `phase` that they were born in.
 
     Views count as what they look into, once. What an operator needs within itself is not seen. Attention is one operator
-    that keeps no map of queries by keys, as on GPUs and CPUs. Where code asks for a number it gets the true one if that
+    that keeps no map of queries by keys, as on GPUs and CPUs; torch would take it apart on the meta device. Where code asks for a number it gets the true one if that
     follows from known ones, such as timesteps, else 1 or True, by which all numbers are finite.
     """
 
@@ -46,6 +46,16 @@ class Census(TorchDispatchMode):
         self._seen: dict[int, Any] = {}
         self._values: Any = WeakIdKeyDictionary()
 
+    def __enter__(self) -> Self:
+        self._plain = nn.functional.scaled_dot_product_attention
+        nn.functional.scaled_dot_product_attention = _attention
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        nn.functional.scaled_dot_product_attention = self._plain
+
     def ignore(self, tensors: Iterable[Tensor]) -> None:
         """Count none of these, such as weights."""
         self._seen |= {tensor.untyped_storage()._cdata: None for tensor in tensors}
@@ -57,8 +67,6 @@ class Census(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is CHOOSE_ATTENTION:
-            return (SDPBackend.FLASH_ATTENTION if args[0].ndim == 4 else SDPBackend.MATH).value
         if func is ASK and args[0].is_meta:
             known = self._values.get(args[0])
             return (True if args[0].dtype is torch.bool else 1) if known is None else func(known)
@@ -96,6 +104,23 @@ class Census(TorchDispatchMode):
     def _remember(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         """Keep the values of a small tensor, if all that it was made of is known."""
         given = [self._values.get(one) if isinstance(one, Tensor) and one.is_meta else one for one in args]
-        known = all(one is not None and not isinstance(one, list | tuple) for one in given)
+        known = not any(one is None or (isinstance(one, list | tuple) and any(isinstance(each, Tensor) for each in one)) for one in given)
         if known and any(isinstance(one, Tensor) for one in given):
             self._values[out] = func(*given, **(kwargs | ({"device": CPU} if "device" in kwargs else {})))
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` as the fused operator; heads that share keys count as if they did not."""
+    if query.ndim == 3:
+        return _attention(query[None], key[None], value[None], attn_mask, dropout_p, is_causal, scale)[0]
+    attended: Tensor = ATTENTION(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return attended
