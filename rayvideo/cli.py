@@ -1,4 +1,4 @@
-"""Tools beside the jobs: `rayvideo doctor`, `rayvideo plan`, `rayvideo convert`, `rayvideo export`. What a cluster runs is in jobs/."""
+"""Tools beside the jobs: `rayvideo doctor`, `plan`, `convert` and `export`. What a cluster runs is in jobs/."""
 
 from __future__ import annotations
 

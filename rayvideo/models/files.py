@@ -182,7 +182,7 @@ def _refuse_absent(path: str | Path, part: str, absent: list[Any]) -> None:
 
 
 def load_network(path: str | Path, weights: bool, kind: Any, part: str, **options: Any) -> Any:
-    """A network of class `kind` with its weights, loaded with these options; or without, as shapes and formats alone."""
+    """A network of class `kind` with its weights, loaded with these options; or without, as shapes and formats."""
     if weights:
         return load_weights(kind, path, part, **options)
     return _formatted(load_shapes(kind, path, part), options.get("torch_dtype", torch.float32))

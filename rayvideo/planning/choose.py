@@ -46,8 +46,8 @@ class Choice:
 def choose(recipe: Recipe, own: Rehearsal, memory: int, rates: Rates) -> Choice | None:
     """The setting of the shortest step that fits into GPUs of `memory` bytes, by `own`, the recipe's rehearsal.
 
-    A recipe that fits is compared with settings of less recomputation, one that does not with those of more: the nearest
-    that fits is taken. None: nothing fits.
+    A recipe that fits is compared with settings of less recomputation. One that does not gets the nearest of more that
+    fits. None: nothing fits.
     """
     start = next((n for n, profile in enumerate(PROFILES) if _holds(recipe, profile)), 0)
     best = _best(recipe, {}, own, memory, rates)

@@ -26,9 +26,10 @@ ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 class Census(TorchDispatchMode):
     """Counts tensors on the meta device that come and go while it is entered, by the `phase` that they were born in.
 
-    Views count as what they look into, once. What an operator needs within itself is not seen. Attention is one operator
-    that keeps no map of queries by keys, as on GPUs and CPUs; torch would take it apart on the meta device. Where code asks for a number it gets the true one if that
-    follows from known ones, such as timesteps, else 1 or True, by which all numbers are finite.
+    Views count as what they look into, once. What an operator needs within itself is not seen. Attention is one
+    operator that keeps no map of queries by keys, as on GPUs and CPUs; torch would take it apart on the meta device.
+    Where code asks for a number it gets the true one if that follows from known ones, such as timesteps, else 1 or
+    True, by which all numbers are finite.
     """
 
     def __init__(self) -> None:
@@ -104,8 +105,10 @@ class Census(TorchDispatchMode):
     def _remember(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> None:
         """Keep the values of a small tensor, if all that it was made of is known."""
         given = [self._values.get(one) if isinstance(one, Tensor) and one.is_meta else one for one in args]
-        known = not any(one is None or (isinstance(one, list | tuple) and any(isinstance(each, Tensor) for each in one)) for one in given)
-        if known and any(isinstance(one, Tensor) for one in given):
+        nested = (each for one in given if isinstance(one, list | tuple) for each in one)
+        if any(one is None for one in given) or any(isinstance(each, Tensor) for each in nested):
+            return
+        if any(isinstance(one, Tensor) for one in given):
             self._values[out] = func(*given, **(kwargs | ({"device": CPU} if "device" in kwargs else {})))
 
 

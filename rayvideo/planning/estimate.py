@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rayvideo.planning.rehearsal import DECODER, DENOISER, Rehearsal
 from rayvideo.recipe import Recipe
+from rayvideo.training import objectives
+from rayvideo.training.trainer import how_far_ahead
 
 GIB = 2**30
 CONTEXT = int(0.6 * GIB)
@@ -68,7 +70,7 @@ def estimate(recipe: Recipe, counted: Rehearsal, rates: Rates, batch: int | None
     accumulation = training.accumulation_of(workers)
     scale = training.batch_size / (batch or training.batch_size)
     on_gpu = training.gpus_per_worker > 0
-    stays = min(counted.ahead, accumulation - 1)
+    stays = min(how_far_ahead(recipe, objectives.resolve(training.objective)), accumulation - 1)
 
     def alive(part: str) -> int:
         return int(scale * (counted.peak[part] + stays * counted.kept[part]))
@@ -84,9 +86,7 @@ def estimate(recipe: Recipe, counted: Rehearsal, rates: Rates, batch: int | None
     return Estimate(
         worker=_reserved(worker, alive(DENOISER) + alive(DECODER), on_gpu),
         host=counted.frozen if training.offload == "cpu" else 0,
-        judges={
-            judge.name: _judge(counted, judge.name, judge.num_gpus > 0) for judge in recipe.reward.judges
-        },
+        judges={judge.name: _judge(counted, judge.name, judge.num_gpus > 0) for judge in recipe.reward.judges},
         seconds=accumulation * _seconds(recipe, counted, rates, scale, workers),
         clips=training.global_batch,
     )

@@ -72,6 +72,6 @@ def _refuse_weights(recipe: Recipe, nodes: list[float]) -> None:
     needed = sum(tensor.nbytes for tensor in parts.tensors())
     if needed > max(nodes):
         raise RecipeError(
-            f"a worker's weights are {needed / GIB:.1f} GiB, and no node offers more than {max(nodes) / GIB:.1f} GiB of "
-            "memory to Ray; what fits: larger nodes, or training.zero_stage=3 on more of them"
+            f"a worker's weights are {needed / GIB:.1f} GiB, and no node offers more than {max(nodes) / GIB:.1f} GiB "
+            "of memory to Ray; what fits: larger nodes, or training.zero_stage=3 on more of them"
         )

@@ -26,7 +26,6 @@ from rayvideo.sections import Judge, Workers
 from rayvideo.serving.pool import Answer, RewardPool, Sent
 from rayvideo.training.assembly import assemble
 from rayvideo.training.engine import Update
-from rayvideo.training.trainer import how_far_ahead
 
 META = torch.device("meta")
 DENOISER, DECODER = "denoiser", "decoder"
@@ -52,8 +51,6 @@ class Rehearsal:
     """Of the denoiser and the rest, with backward passes and what is run again in them."""
     passes: int
     """How often the denoiser's weights are needed: forward passes, repeated ones, and backward passes."""
-    ahead: float
-    """Micro-batches that may be made while one is away."""
     judges: dict[str, Asked | None]
     """By name; None: nobody can say without loading it."""
 
@@ -66,7 +63,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
     Raises:
         UserError: what the recipe names can't be loaded, or does not fit together.
     """
-    recipe, wanted = _alone(recipe), recipe
+    recipe = _alone(recipe)
     census = Census()
     pool = _Pool(recipe.reward.judges, census)
     with _group():
@@ -79,7 +76,6 @@ def rehearse(recipe: Recipe) -> Rehearsal:
             built.trainer.step(1)
     weights = {id(one): one for one in adapter}
     frozen = [one for one in _tensors(built.adapted) if id(one) not in weights]
-    needs_gradient = built.objective.needs_gradient
     return Rehearsal(
         frozen=_bytes(frozen),
         frozen_numbers=sum(one.numel() for one in frozen),
@@ -89,8 +85,7 @@ def rehearse(recipe: Recipe) -> Rehearsal:
         peak=_both(census.peak),
         flops=_both(census.flops),
         passes=built.engine.passes,
-        ahead=how_far_ahead(wanted, built.objective),
-        judges=pool.asked(needs_gradient),
+        judges=pool.asked(built.objective.needs_gradient),
     )
 
 

@@ -39,8 +39,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     """A table of parts, and below it what they come to."""
     training = plan.recipe.training
     table = Table(box=None, pad_edge=False)
-    for title, justify in (("", "left"), ("", "left"), ("GiB", "right")):
-        table.add_column(title, justify=justify)  # type: ignore[arg-type]
+    table.add_column()
+    table.add_column()
+    table.add_column(justify="right")
     workers = f"{training.workers} worker{'s' * (training.workers.max > 1)}, each"
     _part(table, workers, {name: size for name, size in plan.estimate.worker.items() if size})
     for name, rows in plan.estimate.judges.items():
@@ -55,8 +56,13 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 def _part(table: Table, name: str, rows: Rows) -> None:
     for number, (what, size) in enumerate(rows.items()):
-        table.add_row("" if number else name, what, f"{size / GIB:.2f}")
-    table.add_row("", "[bold]total[/]", f"[bold]{sum(rows.values()) / GIB:.2f}[/]")
+        table.add_row("" if number else name, what, _size(size))
+    table.add_row("", "[bold]total[/]", f"[bold]{_size(sum(rows.values()))}[/]")
+
+
+def _size(count: int) -> str:
+    """Such as "26.67 GiB" or "12 MiB"."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
 def _told(plan: Plan) -> list[str]:

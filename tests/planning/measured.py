@@ -35,7 +35,7 @@ SETTINGS = {
     "blocks and steps, K = 2": ["model.checkpointing=both", "training.batch_size=2", "editing.grad_steps=2"],
     "two graphs alive": ["model.checkpointing=blocks", "training.batch_size=1", "training.accumulation=2"],
     "frame by frame": ["model.checkpointing=none", "reward.decode=frame_by_frame", "training.batch_size=1"],
-    "DRaFT": ["model.checkpointing=blocks", "training.objective=draft", "training.batch_size=1", "editing.grad_steps=1"],
+    "DRaFT": ["training.objective=draft", "model.checkpointing=blocks", "training.batch_size=1"],
     "RWR": ["model.checkpointing=none", "training.objective=rwr", "training.batch_size=2"],
 }
 
