@@ -12,6 +12,7 @@ import argparse
 
 from rayvideo import command, own_modules
 from rayvideo.connection import start_ray
+from rayvideo.planning.refuse import refuse_too_large
 from rayvideo.recipe import load_recipe
 from rayvideo.runs.folder import named
 from rayvideo.tracking import tracking_uri, ui_command
@@ -26,6 +27,7 @@ def main(args: argparse.Namespace) -> None:
     preflight.check(recipe, resume=args.resume)
     preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
     start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
+    refuse_too_large(recipe)
     summary = finetune(recipe, resume=args.resume, overrule=args.overrule, typed=args.overrides)
     for judge, score in summary["scores"].items():
         print(f"{judge}: {score['first']:.4f} in the first {summary['window']} steps, {score['last']:.4f} in the last")

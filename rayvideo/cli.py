@@ -1,4 +1,4 @@
-"""Tools beside the jobs: `rayvideo doctor`, `rayvideo convert`, `rayvideo export`. What a cluster runs is in jobs/."""
+"""Tools beside the jobs: `rayvideo doctor`, `plan`, `convert` and `export`. What a cluster runs is in jobs/."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.batch_size=4"
     )
     examine.set_defaults(run=doctor)
+
+    planned = commands.add_parser("plan", help="memory and time of a recipe's training, without weights or a GPU")
+    planned.add_argument(
+        "--recipe", required=True, type=argument, metavar="FILE", help="YAML recipe, see jobs/recipes/"
+    )
+    planned.add_argument("--gpu-memory", metavar="80GiB", help="of each GPU; default: of this machine's, if it has one")
+    planned.add_argument("--workers", type=int, metavar="N", help="in place of training.workers")
+    planned.add_argument("--rate", type=float, metavar="TFLOPS", help="TFLOP/s that a worker computes at")
+    planned.add_argument("--json", type=argument, metavar="FILE", help="write the plan there too")
+    planned.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change an option, e.g. training.batch_size=4"
+    )
+    planned.set_defaults(run=plan)
 
     convert = commands.add_parser("convert", help="another project's checkpoints -> a diffusers folder")
     formats = convert.add_subparsers(required=True, metavar="FORMAT")
@@ -91,6 +104,14 @@ def doctor(args: argparse.Namespace) -> None:
     from rayvideo.doctor.command import run
 
     if not run(args.recipe, args.overrides, args.json):
+        sys.exit(1)
+
+
+def plan(args: argparse.Namespace) -> None:
+    """`rayvideo plan`: exit code 1 if the recipe does not fit."""
+    from rayvideo.planning.command import run
+
+    if not run(args.recipe, args.overrides, args.gpu_memory, args.workers, args.rate, args.json):
         sys.exit(1)
 
 

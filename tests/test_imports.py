@@ -20,6 +20,7 @@ PAGE = ROOT / "docs" / "how-it-works.md"
 LAYERS = (
     ("cli", "command"),
     ("doctor",),
+    ("planning",),
     ("training",),
     ("evaluation",),
     ("settling",),

@@ -72,6 +72,10 @@ class VideoModel(ABC):
         held = {"denoiser": self._denoiser, "vae": self._vae, "text": self._text_encoder}
         return [module for part, module in held.items() if part in parts and module is not None]
 
+    def tensors(self) -> list[Tensor]:
+        """Weights and buffers of all parts that were loaded."""
+        return [tensor for part in self._modules() for tensor in (*part.parameters(), *part.buffers())]
+
     @property
     def denoiser(self) -> nn.Module:
         """The network that `predict` asks. A trainer puts the engine that wraps it in its place."""

@@ -182,8 +182,19 @@ def _refuse_absent(path: str | Path, part: str, absent: list[Any]) -> None:
 
 
 def load_network(path: str | Path, weights: bool, kind: Any, part: str, **options: Any) -> Any:
-    """A network of class `kind` with its weights, loaded with these options; or without, as shapes alone."""
-    return load_weights(kind, path, part, **options) if weights else load_shapes(kind, path, part)
+    """A network of class `kind` with its weights, loaded with these options; or without, as shapes and formats."""
+    if weights:
+        return load_weights(kind, path, part, **options)
+    return _formatted(load_shapes(kind, path, part), options.get("torch_dtype", torch.float32))
+
+
+def _formatted(network: Any, dtype: torch.dtype) -> Any:
+    """A network on the meta device in the number formats that diffusers' loader would give its weights."""
+    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not any(part in kept for part in name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    return network
 
 
 def load_tokenizer(kind: Any, path: str | Path) -> Any:

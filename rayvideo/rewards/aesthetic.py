@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from rayvideo.rewards.base import RewardError
-from rayvideo.rewards.clip import check_model, load_clip, preprocessing
+from rayvideo.rewards.clip import check_model, clip_shapes, load_clip, preprocessing
 from rayvideo.rewards.judge_files import check_file, read_weights
 from rayvideo.rewards.pixels import Resize
 from rayvideo.rewards.towers import ImageTower, check_batch
@@ -65,6 +65,20 @@ class Aesthetic(ImageTower):
             )
         named.load_state_dict(weights)
         return cls(model, head, preprocessing(model.config, clip), resize=resize)
+
+    @classmethod
+    def shapes(
+        cls,
+        checkpoint: str | Path | None,
+        resize: Resize = "bilinear",
+        dtype: torch.dtype = torch.float32,
+        clip: str | Path = CLIP,
+    ) -> Aesthetic:
+        """Tower and head without weights; of CLIP only configurations are read."""
+        model = clip_shapes(CLIPVisionModelWithProjection, clip, dtype)
+        read = preprocessing(model.config, clip)
+        with torch.device("meta"):
+            return cls(model, build_head(model.config.projection_dim), read, resize=resize)
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features [N, D] by the image tower and its projection."""

@@ -56,6 +56,11 @@ class Reward(nn.Module, ABC):
         """
 
     @classmethod
+    def shapes(cls, checkpoint: str | None, *args: Any, **options: Any) -> Self | None:
+        """What `load` would build, but on the meta device and without weights, for `rayvideo plan`; None: unknown."""
+        return None
+
+    @classmethod
     def check(cls, checkpoint: str | None, *args: Any, **options: Any) -> None:
         """Refuse, without loading anything, what `load` would: a missing file, say. Jobs ask before Ray starts.
 

@@ -70,6 +70,22 @@ class CLIPScore(TwoTowers):
             )
         return cls(model, tokenizer, preprocessing(model.config.vision_config, processor or checkpoint), resize=resize)
 
+    @classmethod
+    def shapes(
+        cls,
+        checkpoint: str | Path | None,
+        resize: Resize = "bilinear",
+        dtype: torch.dtype = torch.float32,
+        processor: str | Path | None = None,
+    ) -> Self:
+        """The model without weights; of the folder or hub id only configurations and the tokenizer are read."""
+        checkpoint = check_model(checkpoint, cls.example)
+        model = clip_shapes(CLIPModel, checkpoint, dtype)
+        tokenizer = _load(AutoTokenizer, processor or checkpoint, "tokenizer")
+        read = preprocessing(model.config.vision_config, processor or checkpoint)
+        with torch.device("meta"):
+            return cls(model, tokenizer, read, resize=resize)
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features [N, D] by the image tower and its projection."""
         projection = self.model.visual_projection
@@ -103,6 +119,13 @@ def load_clip(kind: Any, path: str | Path, dtype: torch.dtype) -> Any:
     for part in model.children():
         part.to(dtype)
     return model
+
+
+def clip_shapes(kind: Any, path: str | Path, dtype: torch.dtype) -> Any:
+    """What `load_clip` would load, on the meta device and without weights."""
+    config = _load(kind.config_class, path, "configuration")
+    with torch.device("meta"):
+        return kind(config).to(dtype)
 
 
 def preprocessing(vision: Any, path: str | Path) -> dict[str, Any]:

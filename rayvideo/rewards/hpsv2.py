@@ -123,6 +123,20 @@ class HPSv2(TwoTowers):
         model.load_state_dict(weights)
         return cls(model.to(dtype), tokenizer, resize=resize)
 
+    @classmethod
+    def shapes(
+        cls,
+        checkpoint: str | Path | None,
+        architecture: str | Path = "ViT-H-14",
+        resize: Resize = "bilinear",
+        dtype: torch.dtype = torch.float32,
+        version: Version | None = None,
+    ) -> HPSv2:
+        """The architecture without weights; no checkpoint is needed."""
+        with torch.device("meta"):
+            model, tokenizer = build(architecture)
+            return cls(model.to(dtype), tokenizer, resize=resize)
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Features [N, D] by open_clip's image tower."""
         return self.model.encode_image(pixels.to(next(self.model.parameters()).dtype))

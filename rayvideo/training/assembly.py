@@ -66,6 +66,7 @@ def assemble(
         family=recipe.model.family,
         shift=recipe.model.shift,
         dtype=DTYPES[recipe.training.precision],
+        device="meta" if device.type == "meta" else "cpu",
         parts=parts_for(recipe),
     ).to(device, ("vae",))  # a denoiser may be too large to lie there whole: of it the engine moves what belongs there
     if recipe.model.compile == "blocks":

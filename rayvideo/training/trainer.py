@@ -159,7 +159,7 @@ def _seen(made: Made, judged: clip_reward.Judged) -> dict[str, float]:
     return values | {f"judge_cosine/{a}/{b}": cosine for (a, b), cosine in judged.cosine.items()}
 
 
-def how_far_ahead(recipe: Recipe, objective: Objective[Any]) -> float:
+def how_far_ahead(recipe: Recipe, objective: Objective[Any] | type[Objective[Any]]) -> float:
     """How many micro-batches may be made while one is away at the judges.
 
     Without graphs, all: they are compared with each other anyway. With them, one: two graphs at most are alive. Nor
