@@ -13,11 +13,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from rayvideo import command, own_modules
-from rayvideo.connection import start_ray
-from rayvideo.recipe import load_recipe
-from rayvideo.runs.folder import named
-from rayvideo.storage import join
+from rayvideo.importing import quickly
+
+with quickly():
+    from rayvideo import command, own_modules
+    from rayvideo.connection import start_ray
+    from rayvideo.recipe import load_recipe
+    from rayvideo.runs.folder import named
+    from rayvideo.storage import join
 
 HERE = Path(__file__).parent
 

@@ -18,18 +18,21 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from rayvideo import command, own_modules
-from rayvideo.connection import start_ray
-from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.compare import check, evaluate
-from rayvideo.evaluation.findings import print_table
-from rayvideo.evaluation.publish import publish, track
-from rayvideo.evaluation.report import write_report
-from rayvideo.paths import argument
-from rayvideo.recipe import Recipe, load_recipe, parse_recipe
-from rayvideo.settling import settle
-from rayvideo.storage import absolute, is_file, join, read_bytes, read_summary
-from rayvideo.tracking import Tracker, commit, create_run, find_run, open_experiment, run_url, ui_command, versions
+from rayvideo.importing import quickly
+
+with quickly():
+    from rayvideo import command, own_modules
+    from rayvideo.connection import start_ray
+    from rayvideo.evaluation import EvaluationError
+    from rayvideo.evaluation.compare import check, evaluate
+    from rayvideo.evaluation.findings import print_table
+    from rayvideo.evaluation.publish import publish, track
+    from rayvideo.evaluation.report import write_report
+    from rayvideo.paths import argument
+    from rayvideo.recipe import Recipe, load_recipe, parse_recipe
+    from rayvideo.settling import settle
+    from rayvideo.storage import absolute, is_file, join, read_bytes, read_summary
+    from rayvideo.tracking import Tracker, commit, create_run, find_run, open_experiment, run_url, ui_command, versions
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command, own_modules
-from rayvideo.connection import start_ray
-from rayvideo.planning.refuse import refuse_too_large
-from rayvideo.recipe import load_recipe
-from rayvideo.runs.folder import named
-from rayvideo.tracking import tracking_uri, ui_command
-from rayvideo.training import preflight
-from rayvideo.training.launch import finetune
+from rayvideo.importing import quickly
+
+with quickly():
+    from rayvideo import command, own_modules
+    from rayvideo.connection import start_ray
+    from rayvideo.planning.refuse import refuse_too_large
+    from rayvideo.recipe import load_recipe
+    from rayvideo.runs.folder import named
+    from rayvideo.tracking import tracking_uri, ui_command
+    from rayvideo.training import preflight
+    from rayvideo.training.launch import finetune
 
 
 def main(args: argparse.Namespace) -> None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import argparse
 
-from rayvideo import command, own_modules
-from rayvideo.connection import start_ray
-from rayvideo.evaluation.produce import check, order, produce
-from rayvideo.paths import argument
-from rayvideo.recipe import load_recipe
-from rayvideo.settling import settle
-from rayvideo.storage import absolute
+from rayvideo.importing import quickly
+
+with quickly():
+    from rayvideo import command, own_modules
+    from rayvideo.connection import start_ray
+    from rayvideo.evaluation.produce import check, order, produce
+    from rayvideo.paths import argument
+    from rayvideo.recipe import load_recipe
+    from rayvideo.settling import settle
+    from rayvideo.storage import absolute
 
 
 def main(args: argparse.Namespace) -> None:

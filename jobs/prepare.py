@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from rayvideo import command, own_modules
-from rayvideo.connection import start_ray
-from rayvideo.data import latents
-from rayvideo.paths import argument
-from rayvideo.recipe import load_recipe
+from rayvideo.importing import quickly
+
+with quickly():
+    from rayvideo import command, own_modules
+    from rayvideo.connection import start_ray
+    from rayvideo.data import latents
+    from rayvideo.paths import argument
+    from rayvideo.recipe import load_recipe
 
 
 def main(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rayvideo.errors import RecipeError
+from rayvideo.importing import quickly
 
 if TYPE_CHECKING:
     from rayvideo.recipe import Recipe
@@ -74,7 +75,8 @@ def resolve_name(name: str) -> Any:
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
     try:
-        return pkgutil.resolve_name(name)
+        with quickly():
+            return pkgutil.resolve_name(name)
     except ModuleNotFoundError as error:
         ours = error.name == name.partition(":")[0].partition(".")[0]
         hint = "; a module of yours must lie beside the recipe or in the current directory" if ours else ""

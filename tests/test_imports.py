@@ -37,7 +37,7 @@ LAYERS = (
     ("overrides", "precision"),
     ("sections",),
     ("paths", "staging", "storage", "weights"),
-    ("errors", "locking", "progress", "seeding"),
+    ("errors", "importing", "locking", "progress", "seeding"),
 )
 """The files and folders of rayvideo/, the highest first: each imports from lower lines only, never from its own."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from rayvideo.importing import quickly
 from rayvideo.sections import Judge, Precision
 from rayvideo.serving.wire import Outcome, Pixels, Times, View, decode, encode, returns_as
 
@@ -27,11 +28,12 @@ class RewardActor:
 
     def load(self, judge: Judge) -> tuple[str | None, View | None]:
         """Load the judge. Returns what went wrong, or else what it looks at."""
-        import torch
+        with quickly():
+            import torch
 
-        from rayvideo.errors import UserError
-        from rayvideo.rewards.loading import load_reward
-        from rayvideo.serving.judging import view_of
+            from rayvideo.errors import UserError
+            from rayvideo.rewards.loading import load_reward
+            from rayvideo.serving.judging import view_of
 
         # Numbers depend on the count of threads, in the last bits.
         torch.set_num_threads(max(1, math.floor(judge.num_cpus)))

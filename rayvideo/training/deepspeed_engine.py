@@ -34,6 +34,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # On CPU the first start compiles a shared-memory all-reduce for half a minute; gloo does without.
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+# To see whether it knows the optimizer, DeepSpeed imports Muon, which imports torch's compiler for seconds.
+sys.modules["deepspeed.runtime.engine"].is_zero_supported_optimizer = lambda _: True  # type: ignore[attr-defined]
 
 TAG = "ds"
 MEAN = "exp_avg"
