@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,17 +58,28 @@ def choose(recipe: Recipe, own: Rehearsal, memory: int, rates: Rates) -> Choice 
                 break
             best = min(best, cheaper, key=_cost)
         return best
-    for profile in PROFILES[start + 1 :]:
-        if found := _best(recipe, profile, rehearse(changed(recipe, profile)), memory, rates):
-            return found
-    changes: Changes = dict(PROFILES[-1])
+    if found := _nearest(recipe, PROFILES[start + 1 :], memory, rates, same_numbers=True):
+        return found
+    leaner, changes = [], dict(PROFILES[-1])
     for other in OTHER_NUMBERS:
-        if _holds(recipe, other):
-            continue
         changes |= other
-        if found := _best(recipe, changes, rehearse(changed(recipe, changes)), memory, rates, same_numbers=False):
-            return found
-    return None
+        if not _holds(recipe, other):
+            leaner.append(dict(changes))
+    return _nearest(recipe, leaner, memory, rates, same_numbers=False)
+
+
+def _nearest(
+    recipe: Recipe, profiles: Sequence[Changes], memory: int, rates: Rates, *, same_numbers: bool
+) -> Choice | None:
+    """The first profile that fits. Each takes less than the one before, so that the middle one tells where to look."""
+    if not profiles:
+        return None
+    middle = len(profiles) // 2
+    counted = rehearse(changed(recipe, profiles[middle]))
+    found = _best(recipe, profiles[middle], counted, memory, rates, same_numbers=same_numbers)
+    if found is None:
+        return _nearest(recipe, profiles[middle + 1 :], memory, rates, same_numbers=same_numbers)
+    return _nearest(recipe, profiles[:middle], memory, rates, same_numbers=same_numbers) or found
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
