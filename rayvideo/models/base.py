@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from rayvideo.editing import Predict, guided, recompute
 from rayvideo.errors import UserError
+from rayvideo.models.decoding import Where
 from rayvideo.models.posterior import Normaliser, Posterior
 from rayvideo.schedules import Schedule
 
@@ -130,6 +131,18 @@ class VideoModel(ABC):
         context, and so is the gradient of those that get it. Less context needs less memory. A family whose decoder
         knows no time ignores it.
         """
+
+    def decode_apart(
+        self, latents: Tensor, indices: Tensor, *, context: int | None = None
+    ) -> Iterator[tuple[Where, Tensor]]:
+        """The same frames a few at a time: which of `indices` [B, S] they are, and their pixels [n, 3, H, W].
+
+        Each few have a graph of their own. This asks `decode_frames` for one frame of each clip after the other; a
+        causal family can do it without running what lies before them again.
+        """
+        for column, one in enumerate(indices.split(1, dim=1)):
+            rows = list(range(len(indices)))
+            yield (rows, [column] * len(rows)), self.decode_frames(latents, one, context=context)[:, 0]
 
     @abstractmethod
     def frames_to_decode(self, indices: Tensor, num_frames: int) -> int:

@@ -260,10 +260,10 @@ class Objective(ABC, Generic[OptionsT]):
         return Made(clips, drawn, shown, clamp_pixels(pixels, self._recipe.reward.clamp), saturation)
 
     def _decode(self, latents: Tensor, shown: Tensor) -> Tensor:
-        decode = partial(self._model.decode_frames, context=self._recipe.model.vae_context)
+        context = self._recipe.model.vae_context
         if self._recipe.reward.decode == "frame_by_frame":
-            decode = partial(frame_by_frame, decode)
-        return decode(latents, shown)
+            return frame_by_frame(partial(self._model.decode_apart, context=context), latents, shown)
+        return self._model.decode_frames(latents, shown, context=context)
 
     def _draw_frames(self, generators: Sequence[torch.Generator]) -> Tensor:
         """One frame per segment and clip (Eq. 6)."""

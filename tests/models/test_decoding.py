@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rayvideo.models import load_model
-from rayvideo.models.decoding import frame_by_frame
+from rayvideo.models.decoding import Where, frame_by_frame
 
 
 def test_pixels_and_gradients_are_those_of_decoding_together(tiny_pipeline: Path) -> None:
@@ -16,7 +17,7 @@ def test_pixels_and_gradients_are_those_of_decoding_together(tiny_pipeline: Path
     indices = torch.tensor([[0, 2, 3], [1, 2, 2]])  # a repeated frame counts twice
     weights = torch.randn(2, 3, 3, 64, 64)
     found = []
-    for decode in (model.decode_frames, lambda z, chosen: frame_by_frame(model.decode_frames, z, chosen)):
+    for decode in (model.decode_frames, lambda z, chosen: frame_by_frame(model.decode_apart, z, chosen)):
         latents = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
         pixels = decode(latents, indices)
         (slope,) = torch.autograd.grad((pixels * weights).sum(), latents)
@@ -25,15 +26,16 @@ def test_pixels_and_gradients_are_those_of_decoding_together(tiny_pipeline: Path
     assert not found[1][1][0, :, 1].any()  # of the first clip's frame 1, which was not chosen
 
 
-def test_one_frame_at_a_time_is_decoded_with_a_graph() -> None:
-    seen: list[tuple[int, bool]] = []
+def test_each_few_are_decoded_with_a_graph_of_their_own() -> None:
+    seen: list[bool] = []
 
-    def decode(latents: Tensor, indices: Tensor) -> Tensor:
-        seen.append((indices.shape[1], torch.is_grad_enabled()))
-        return latents.square().sum((1, 2, 3, 4))[:, None, None, None, None].expand(-1, indices.shape[1], 3, 2, 2)
+    def decode(latents: Tensor, indices: Tensor) -> Iterator[tuple[Where, Tensor]]:
+        for column in range(indices.shape[1]):
+            seen.append(torch.is_grad_enabled())
+            yield ([0], [column]), latents.square().sum((1, 2, 3, 4))[:, None, None, None].expand(-1, 3, 2, 2)
 
     latents = torch.ones(1, 1, 1, 1, 1, requires_grad=True)
     frame_by_frame(decode, latents, torch.tensor([[0, 1, 2]])).sum().backward()
-    assert seen == [(1, False)] * 3 + [(1, True)] * 3
+    assert seen == [False] * 3 + [True] * 3
     assert latents.grad is not None
     assert latents.grad.item() == 3 * 12 * 2

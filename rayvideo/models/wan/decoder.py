@@ -6,7 +6,7 @@ first chunk gives one pixel frame, each later one four, so that pixel frame p li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class WindowedDecoder:
         frames = range(self.stride * (latents.shape[2] - 1) + 1) if frames is None else frames
         wanted = {self.chunk_of(frame) for frame in frames}
         last = max(wanted)
-        live = {chunk for end in wanted for chunk in range(0 if context is None else max(0, end - context), end + 1)}
+        live = {chunk for end in wanted for chunk in range(_window(end, context), end + 1)}
         pieces = self._vae.post_quant_conv(latents).split(1, dim=2)
         cache: Cache = [None] * self._slots
         pixels: dict[int, Tensor] = {}
@@ -64,10 +64,35 @@ class WindowedDecoder:
                 out, cache = self._chunk(pieces[chunk], cache, chunk == 0)
             if chunk in wanted:
                 pixels[chunk] = self._unpatched(out)[0]
-        chunks = [self.chunk_of(frame) for frame in frames]
-        # Counted from the chunk's end: its last frame is the one that its latent frame stands for.
-        ends = [frame - chunk * self.stride - 1 for frame, chunk in zip(frames, chunks, strict=True)]
-        return torch.stack([pixels[chunk][:, end] for chunk, end in zip(chunks, ends, strict=True)])
+        return torch.stack([self._frame(pixels[self.chunk_of(frame)], frame) for frame in frames])
+
+    def apart(
+        self, latents: Callable[[], Tensor], frames: Sequence[int], context: int | None = None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The same frames chunk by chunk: their places in `frames`, and their pixels [n, 3, H, W].
+
+        Each chunk's window has a graph of its own, whether or not it touches another's. Chunks before it run without
+        gradient, once for all windows.
+
+        Args:
+            latents: Gives [1, C, f, h, w] in the VAE's units, for each window anew.
+        """
+        cache: Cache = [None] * self._slots
+        done = 0  # chunks that `cache` has seen
+        for chunk in sorted({self.chunk_of(frame) for frame in frames}):
+            pieces = self._vae.post_quant_conv(latents()).split(1, dim=2)
+            first = _window(chunk, context) if torch.is_grad_enabled() else chunk
+            with torch.no_grad():
+                for before in range(done, first):
+                    _, cache = self._chunk(pieces[before], cache, before == 0)
+            done, own = first, cache
+            for live in range(first, chunk + 1):
+                out, own = self._chunk(pieces[live], own, live == 0)
+            if not torch.is_grad_enabled():
+                done, cache = chunk + 1, own
+            places = [place for place, frame in enumerate(frames) if self.chunk_of(frame) == chunk]
+            shown = self._unpatched(out)[0]
+            yield places, torch.stack([self._frame(shown, frames[place]) for place in places])
 
     def chunk_of(self, frame: int) -> int:
         """The chunk, or latent frame, that a pixel frame lies in."""
@@ -90,9 +115,18 @@ class WindowedDecoder:
             return _again(run, piece, cache, first)
         return run(piece, cache, first)
 
+    def _frame(self, chunk: Tensor, frame: int) -> Tensor:
+        """One of a chunk's pixel frames, counted from its end: its last is the one that its latent frame stands for."""
+        return chunk[:, frame - self.chunk_of(frame) * self.stride - 1]
+
     def _unpatched(self, out: Tensor) -> Tensor:
         patch = self._vae.config.patch_size
         return out if patch is None else unpatchify(out, patch)
+
+
+def _window(chunk: int, context: int | None) -> int:
+    """The first of the chunks that get the gradient of this one's pixels."""
+    return 0 if context is None else max(0, chunk - context)
 
 
 def stride(vae: Any) -> int:

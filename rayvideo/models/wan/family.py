@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing_extensions import Self
 from rayvideo.editing import recompute
 from rayvideo.models.base import ModelError, Part, VideoModel, nearest
 from rayvideo.models.caching import first_block_cache
+from rayvideo.models.decoding import Where
 from rayvideo.models.experts import Experts, Unloaded
 from rayvideo.models.files import load_network, load_part, load_tokenizer
 from rayvideo.models.index import read_index
@@ -130,6 +131,16 @@ class Wan(VideoModel):
         chosen = [None] * len(clips) if indices is None else indices.tolist()
         pixels = [decoder.decode(clip, frames, context) for clip, frames in zip(clips, chosen, strict=True)]
         return torch.stack(pixels) * 0.5 + 0.5
+
+    def decode_apart(
+        self, latents: Tensor, indices: Tensor, *, context: int | None = None
+    ) -> Iterator[tuple[Where, Tensor]]:
+        """The chosen frames clip by clip and chunk by chunk; what lies before a chunk's window is run once."""
+        decoder = self._need(self._decoder, "vae")
+        for row, frames in enumerate(indices.tolist()):
+            clip = partial(self.normaliser.restore, latents[row : row + 1].float())
+            for columns, pixels in decoder.apart(clip, frames, context):
+                yield ([row] * len(columns), columns), pixels * 0.5 + 0.5
 
     def frames_to_decode(self, indices: Tensor, num_frames: int) -> int:
         """All frames up to the last chosen one's chunk, of each clip."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from rayvideo.models import load_model
+from rayvideo.models.decoding import frame_by_frame
 from rayvideo.models.wan.decoder import WindowedDecoder
 from tests import tiny_wan
 from tests.models.wan.conftest import Folder, Pipeline
@@ -152,3 +154,27 @@ def test_frames_up_to_the_last_chosen_chunk_are_decoded(model: Any) -> None:
 def test_a_frame_that_the_clip_does_not_have_is_an_error(model: Any) -> None:
     with pytest.raises(IndexError):
         model.decode_frames(clips(model), torch.tensor([[17]]))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_frames_decoded_apart_are_the_same_and_so_are_their_gradients(model: Any, context: int | None) -> None:
+    latents, indices = clips(model, 2), torch.tensor([[0, 15, 9, 16], [12, 3, 12, 1]])
+    exact = torch.zeros_like(latents)
+    for row, column in ((row, column) for row in range(2) for column in range(4)):
+        slope = gradient(model, latents[row : row + 1], [int(indices[row, column])], context)
+        exact[row] += slope[0]
+    latents.requires_grad_()
+    pixels = frame_by_frame(partial(model.decode_apart, context=context), latents, indices)
+    assert torch.equal(pixels, model.decode_frames(latents, indices, context=context))
+    torch.testing.assert_close(torch.autograd.grad(pixels.square().sum(), latents)[0], exact, rtol=1e-4, atol=1e-6)
+
+
+def test_what_lies_before_the_windows_is_run_once(model: Any) -> None:
+    runs: list[bool] = []
+    model._vae.decoder.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    latents, indices = clips(model).requires_grad_(), torch.tensor([[9, 14, 16]])  # of chunks 3, 4 and 4
+    pixels = frame_by_frame(partial(model.decode_apart, context=1), latents, indices)
+    assert runs == [False] * 5
+    runs.clear()
+    pixels.sum().backward()
+    assert runs == [False, False, True, True, False, True, True]  # up to chunk 2, its window, chunk 2, the other's
