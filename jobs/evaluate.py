@@ -79,6 +79,9 @@ def main(args: argparse.Namespace) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     print_table(recipe, comparison, console)
+    if "outcome" in summary:
+        found = summary["outcome"]
+        console.print(f"Verdict: {found['kind']}. {found['reason']}", soft_wrap=True, markup=False, style="bold")
     console.print(f"Report: {summary['evaluation']['report']}", soft_wrap=True, markup=False)
     console.print(f"MLflow: {ui_command(ref.uri)}", soft_wrap=True, markup=False)
     console.print(f"        {run_url(ref)}", soft_wrap=True, markup=False)

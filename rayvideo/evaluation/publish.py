@@ -11,6 +11,7 @@ import pyarrow.fs
 
 from rayvideo.evaluation.compare import Comparison
 from rayvideo.evaluation.findings import figures_of, roles
+from rayvideo.evaluation.outcome import outcome
 from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe, shareable
 from rayvideo.storage import join, locate, read_summary, write_bytes
@@ -38,7 +39,11 @@ def publish(
         "versions": versions(),
         "recipe": shareable(recipe),
     }
-    summary = {**read_summary(out), **figures_of(recipe, comparison), "evaluation": details}
+    figures = figures_of(recipe, comparison)
+    if comparison.has_tuned:
+        figures["outcome"] = outcome(recipe, comparison)._asdict()
+        tracker.tag(outcome=figures["outcome"]["kind"], **{"outcome.reason": figures["outcome"]["reason"]})
+    summary = {**read_summary(out), **figures, "evaluation": details}
     write_bytes(join(out, "summary.json"), json.dumps(summary, indent=2).encode())
     return summary
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
 from rayvideo.evaluation.curves import CHART, History, Scale, histories, smoothed
 from rayvideo.evaluation.findings import roles, table, warnings
+from rayvideo.evaluation.outcome import outcome
 from rayvideo.evaluation.pages import environment
 from rayvideo.evaluation.paired import change
 from rayvideo.recipe import Recipe, shareable
@@ -66,6 +68,26 @@ class Curve:
     scale: Scale
 
 
+@dataclass
+class Changes:
+    """Captions by how much a judge's mean over their seeds changed, from the best to the worst."""
+
+    judge: str
+    role: str
+    lines: list[Line]
+
+
+@dataclass
+class Line:
+    """A caption before and after; positions are percents of the width between the judge's lowest and highest mean."""
+
+    set: str
+    caption: str
+    text: str
+    base: float
+    tuned: float
+
+
 def write_report(
     folder: Path, recipe: Recipe, comparison: Comparison, facts: dict[str, str], metrics: str | None = None
 ) -> Path:
@@ -83,6 +105,7 @@ def write_report(
             title=recipe.tracking.run_name or "evaluation",
             date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
             facts=facts,
+            outcome=outcome(recipe, comparison) if comparison.has_tuned else None,
             warnings=warnings(recipe, comparison) if comparison.has_tuned else [],
             has_tuned=comparison.has_tuned,
             columns=columns,
@@ -91,6 +114,7 @@ def write_report(
             chains=comparison.chains,
             rows=lambda chain, name: _rows(chain, name, columns),
             reference=[_cell(comparison.reference, column.key) for column in columns] if comparison.reference else [],
+            changes=_changes(recipe, comparison.chains[0]) if comparison.has_tuned else None,
             unreadable=comparison.unreadable,
             segments=recipe.reward.segments,
             curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
@@ -145,6 +169,24 @@ def _change(chain: Chain, name: str, column: Column) -> Cell:
         return Cell("–", better)
     tone = "good" if gain.value > SLIGHT else "bad" if gain.value < -SLIGHT else ""
     return Cell(gain.text("+.2f", " σ"), better, tone)
+
+
+def _changes(recipe: Recipe, chain: Chain) -> Changes:
+    """By the first held-out judge, or by the first that trained where there is none."""
+    judges = roles(recipe)
+    judge = next((name for name, role in judges.items() if role == "held-out"), next(iter(judges)))
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in chain.rows:
+        each = scores.setdefault((row["set"], row["caption"]), {"base": [], "tuned": []})
+        each[row["variant"]].append(row[judge])
+    means = {key: (fmean(each["base"]), fmean(each["tuned"])) for key, each in scores.items()}
+    lowest = min(min(pair) for pair in means.values())
+    width = max(max(pair) for pair in means.values()) - lowest or 1.0
+    lines = [
+        Line(name, caption, f"{tuned - base:+.3f}", *(100 * (mean - lowest) / width for mean in (base, tuned)))
+        for (name, caption), (base, tuned) in sorted(means.items(), key=lambda item: item[1][0] - item[1][1])
+    ]
+    return Changes(judge, judges[judge], lines)
 
 
 def _histories(recipe: Recipe, metrics: str) -> dict[str, History]:
