@@ -114,11 +114,11 @@ def hacked_frames(pipeline: Path, spec: JudgeSpec, pool: Pool, work: Path) -> Ch
     return frames, [caption for caption in captions for _ in range(len(frames) // len(captions))]
 
 
-def training_clips(count: int, seed: int, length: int = FRAMES) -> tuple[Tensor, list[str]]:
-    """Clips of varied quality of the in-domain kinds: [N, length, 3, 64, 64], and their captions."""
+def training_clips(count: int, seed: int, length: int = FRAMES, degraded: float = 0.8) -> tuple[Tensor, list[str]]:
+    """Clips of the in-domain kinds, a share of them degraded: [N, length, 3, 64, 64], and their captions."""
     pool = Pool.of_kinds(IN_DOMAIN, count, seed, length)
     rng = random.Random(seed)
-    clips = np.stack([pool.of_varied_quality(i, seed * 1_000_003 + i) for i in range(count)])
+    clips = np.stack([pool.of_varied_quality(i, seed * 1_000_003 + i, degraded) for i in range(count)])
     return frames_first(clips), [caption_of(scene, rng) for scene in pool.scenes]
 
 

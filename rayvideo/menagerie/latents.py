@@ -17,9 +17,11 @@ from rayvideo.menagerie.world import FRAMES
 from rayvideo.models import VideoModel
 
 
-def drawn_table(model: VideoModel, count: int, folder: Path, length: int = FRAMES) -> LatentTable:
-    """Posteriors of `count` clips of varied quality, and the embeddings of their captions; two files in `folder`."""
-    clips, captions = training_clips(count, seed=100, length=length)
+def drawn_table(
+    model: VideoModel, count: int, folder: Path, length: int = FRAMES, degraded: float = 0.8
+) -> LatentTable:
+    """Posteriors of `count` clips, a share of them degraded, and their captions' embeddings; two files in `folder`."""
+    clips, captions = training_clips(count, 100, length, degraded)
     with torch.no_grad():
         posteriors = [model.encode_frames(clip[None]) for clip in clips]
     columns = {
