@@ -99,10 +99,9 @@ class Step:
         return predict
 
     def _decode(self, latents: Tensor, drawn: Tensor) -> Tensor:
-        decode = partial(self._model.decode_frames, context=1)
         if self._setting.decode == "frame_by_frame":
-            decode = partial(frame_by_frame, decode)
-        return decode(latents, drawn)
+            return frame_by_frame(partial(self._model.decode_apart, context=1), latents, drawn)
+        return self._model.decode_frames(latents, drawn, context=1)
 
 
 def chain_of(model: VideoModel, options: Editing) -> Chain:
