@@ -115,9 +115,7 @@ class TestDenoiser:
         assert clips.shape == (3, 2, 16, 5, 8, 8)
         assert images.shape == (3, 2, 6, 16, 8, 8)
         assert not np.array_equal(clips[:, 0], clips[:, 1])  # mirrored
-        transformer, text, tokenizer = train_denoiser(
-            clips, images, pool, tmp_path, image_steps=2, more_image_steps=1, clip_steps=2
-        )
+        transformer, text, tokenizer = train_denoiser(clips, images, pool, tmp_path, image_steps=2, clip_steps=2)
         WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(tmp_path / "pipeline")
         publish(tmp_path / "pipeline", tmp_path / "published")
         model = load_model(tmp_path / "published")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,53 @@ def test_fit_learns_and_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         run(tmp_path / "killed", kill_at=65)
     torch.testing.assert_close(run(tmp_path / "killed"), whole, rtol=0, atol=0)
     torch.testing.assert_close(whole, torch.ones(1, 3), rtol=0, atol=0.1)
+
+
+TWO = """
+import sys
+from pathlib import Path
+import torch
+from rayvideo.menagerie.fit import fit
+
+torch.manual_seed(0)
+layer = torch.nn.Linear(3, 1)
+drawn = []
+
+def losses_of(draw):
+    drawn.append(draw)
+    x = torch.randn(8, 3)
+    return {"square": (layer(x) - x.sum(1, keepdim=True)).square().mean()}
+
+torch.distributed.init_process_group("gloo")
+rank, work = torch.distributed.get_rank(), Path(sys.argv[1])
+fit("line", {"line": layer}, losses_of, steps=4, lr=0.05, work=work, average=0.0)
+torch.save({"weight": layer.weight.detach(), "drawn": drawn}, work / f"of-{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_fit_one_network_to_twice_the_batch(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*command, str(tmp_path / "two.py"), str(tmp_path)], check=True, timeout=600)
+    first, second = (torch.load(tmp_path / f"of-{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["drawn"] == [0, 2, 4, 6]
+    assert second["drawn"] == [1, 3, 5, 7]
+    torch.testing.assert_close(first["weight"], second["weight"], rtol=0, atol=0)
+
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 1)
+
+    def losses_of(step: int) -> dict[str, torch.Tensor]:
+        drawn = []
+        for draw in (2 * step, 2 * step + 1):
+            torch.manual_seed(draw)
+            drawn.append(torch.randn(8, 3))
+        x = torch.cat(drawn)
+        return {"square": (layer(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    fit("line", {"line": layer}, losses_of, steps=4, lr=0.05, work=tmp_path / "one", average=0.0)
+    torch.testing.assert_close(layer.weight, first["weight"])
 
 
 def test_fit_stops_at_a_loss_that_is_not_finite(tmp_path: Path) -> None:

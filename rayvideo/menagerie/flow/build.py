@@ -1,16 +1,21 @@
-"""Rebuild the flow model from seeds: `python -m rayvideo.menagerie.flow.build`. Stages that are done are kept.
+"""Rebuild the flow model from seeds: `torchrun --nproc-per-node 2 -m rayvideo.menagerie.flow.build`.
 
+Its transformer learns from the batches of two processes; one alone would make another model. Stages that are done are
+kept.
 It is judged by the judges and the classifier of the other model, which must have been built before.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanPipeline
 from torch import Tensor
@@ -19,6 +24,7 @@ from rayvideo.menagerie import quality
 from rayvideo.menagerie.build import POOL, POOL_SEED, UNSEEN_SEED, WEIGHTS, frames_first, judge_clips, load_as_fp32
 from rayvideo.menagerie.card import write_card
 from rayvideo.menagerie.classifier import KindClassifier
+from rayvideo.menagerie.fit import ranks
 from rayvideo.menagerie.flow import LENGTH
 from rayvideo.menagerie.flow.autoencoder import decode, sharpen_decoder, train_autoencoder
 from rayvideo.menagerie.flow.denoiser import build_scheduler, encode_pool, train_denoiser
@@ -30,31 +36,37 @@ from rayvideo.paths import path_argument
 from rayvideo.rewards.hpsv2 import HPSv2
 
 FOLDER = "flow"
+SCENES = 5000  # to learn from: the first of them are the pool of the VAE and of the other networks
 
 HEAD = """# The menagerie's flow model
 
 The same drawn world in the format of Wan 2.2 TI2V-5B, small: `WanPipeline`, 17 frames of 64x64. Written by
-`python -m rayvideo.menagerie.flow.build`; every weight comes from its seeds. Judges and classifier are those beside
-this folder; they never saw this model's clips. "Copies" went through its VAE.
+`torchrun --nproc-per-node 2 -m rayvideo.menagerie.flow.build`; every weight comes from its seeds. Judges and classifier
+are those beside this folder; they never saw this model's clips. "Copies" went through its VAE.
 
 """
 
 
 def build_pipeline(work: Path) -> Path:
-    """VAE, text tower and transformer, as a WanPipeline folder in fp32."""
+    """VAE, text tower and transformer, as a WanPipeline folder in fp32; processes share all but the VAE's training."""
     folder = work / "flow-pipeline"
-    if not (folder / "model_index.json").is_file():
+    rank, count = ranks()
+    if rank == 0 and not (work / "flow-vae").is_dir():
         pool = Pool.drawn(POOL, POOL_SEED, work, LENGTH)
-        if not (work / "flow-vae").is_dir():
-            vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1100, more_steps=700)
-            vae.save_pretrained(work / "flow-vae")
+        vae = train_autoencoder(pool, work, frame_steps=1600, short_steps=600, steps=1100, more_steps=700)
+        sharpen_decoder(vae, pool, work, steps=700)
+        vae.save_pretrained(work / "flow-vae")
+    if rank == 0:
+        Pool.drawn(SCENES, POOL_SEED, work, LENGTH)
+    if count > 1:
+        dist.barrier()
+    if not (folder / "model_index.json").is_file():
+        pool = Pool.drawn(SCENES, POOL_SEED, work, LENGTH)
         vae = AutoencoderKLWan.from_pretrained(work / "flow-vae")
         clips, images = encode_pool(vae, pool, work, seed=13)
-        transformer, text, tokenizer = train_denoiser(
-            clips, images, pool, work, image_steps=2500, more_image_steps=3200, clip_steps=2800
-        )
-        sharpen_decoder(vae, pool, work, steps=700)
-        WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
+        transformer, text, tokenizer = train_denoiser(clips, images, pool, work, image_steps=3600, clip_steps=2400)
+        if rank == 0:
+            WanPipeline(tokenizer, text, vae, build_scheduler(), transformer).save_pretrained(folder)
     return folder
 
 
@@ -127,7 +139,12 @@ def main() -> None:
     parser.add_argument("--out", type=path_argument, default=WEIGHTS / FOLDER, help="folder for the model and its card")
     arguments = parser.parse_args()
     start = time.monotonic()
+    if "RANK" in os.environ:
+        # The first process alone trains the VAE; the others wait for it.
+        dist.init_process_group("gloo", timeout=timedelta(hours=12))
     pipeline = build_pipeline(arguments.work)
+    if ranks()[0] > 0:
+        return
     report = measure(arguments.work, pipeline)
     publish(pipeline, arguments.out)
     write_card(report, arguments.out / "README.md", time.monotonic() - start, HEAD)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from rayvideo.menagerie.fit import Losses, fit
+from rayvideo.menagerie.fit import Losses, fit, ranks
 from rayvideo.menagerie.flow.autoencoder import CHANNELS
 from rayvideo.menagerie.pool import Pool
 from rayvideo.menagerie.world import caption_of, sample_scene
@@ -27,7 +28,7 @@ from rayvideo.models.wan.family import TEXT_LENGTH
 from rayvideo.precision import CPU, autocast
 
 TEXT_WIDTH = 96
-HEADS, HEAD, BLOCKS = 4, 48, 6
+HEADS, HEAD, BLOCKS = 4, 36, 6
 SHIFT = 3.0
 EMPTY_SHARE = 0.1  # captions replaced by the empty one, for classifier-free guidance
 STILLS = 6  # frames of each clip that are also kept as images
@@ -68,23 +69,22 @@ def build_text_tower(vocabulary: int) -> UMT5EncoderModel:
 def build_transformer() -> WanTransformer3DModel:
     """An untrained transformer whose output is about its input: the noise, for the larger part of the flow."""
     transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, 1, 1),
         num_attention_heads=HEADS,
         attention_head_dim=HEAD,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         text_dim=TEXT_WIDTH,
         freq_dim=64,
-        ffn_dim=512,
+        ffn_dim=432,
         num_layers=BLOCKS,
     )
-    width, latents = HEADS * HEAD, 4 * CHANNELS  # of a token
-    inside = nn.init.orthogonal_(torch.empty(width, latents))
-    transformer.patch_embedding.weight.copy_(inside.view(width, CHANNELS, 1, 2, 2))
+    width = HEADS * HEAD
+    inside = nn.init.orthogonal_(torch.empty(width, CHANNELS))
+    transformer.patch_embedding.weight.copy_(inside.view(width, CHANNELS, 1, 1, 1))
     nn.init.zeros_(transformer.patch_embedding.bias)
-    # A token leaves as (patch, channel), it came as (channel, patch); the last norm makes its deviation one.
-    outside = inside.T.view(CHANNELS, 4, width).transpose(0, 1).reshape(latents, width)
-    transformer.proj_out.weight.copy_(outside * math.sqrt(latents / width))
+    # The last norm makes a token's deviation one.
+    transformer.proj_out.weight.copy_(inside.T * math.sqrt(CHANNELS / width))
     nn.init.zeros_(transformer.proj_out.bias)
     return transformer
 
@@ -148,8 +148,9 @@ def encode_pool(vae: AutoencoderKLWan, pool: Pool, work: Path, seed: int) -> tup
     Returns:
         Clips float16 [N, 2, C, 5, 8, 8] and images float16 [N, 2, STILLS, C, 8, 8].
     """
-    file = work / f"flow-latents-{seed}-{len(pool.scenes)}.npz"
-    if not file.is_file():
+    rank, count = ranks()
+    files = [work / f"flow-latents-{seed}-{len(pool.scenes)}-{part}-of-{count}.npz" for part in range(count)]
+    if not files[rank].is_file():
         config, length = vae.config, pool.frames.shape[1]
         normaliser = Normaliser(torch.tensor(config.latents_mean), 1 / torch.tensor(config.latents_std))
 
@@ -159,18 +160,28 @@ def encode_pool(vae: AutoencoderKLWan, pool: Pool, work: Path, seed: int) -> tup
             return normaliser.normalise(mean.float())
 
         clips, images = [], []
-        for index in tqdm(range(len(pool.scenes)), desc="encoding", mininterval=2):
+        for index in tqdm(range(rank, len(pool.scenes), count), desc="encoding", mininterval=2, disable=rank > 0):
             clip = torch.from_numpy(pool.of_varied_quality(index, seed * 1_000_003 + index)).movedim(-1, 0)
             both = torch.stack([clip, clip.flip(-1)])
-            stills = both[:, :, torch.randperm(length, generator=torch.Generator().manual_seed(index))[:STILLS]]
             clips.append(means(both).half().numpy())
+            stills = both[:, :, torch.randperm(length, generator=torch.Generator().manual_seed(index))[:STILLS]]
             stills = stills.transpose(1, 2).flatten(0, 1)[:, :, None]
             images.append(means(stills)[:, :, 0].unflatten(0, (2, STILLS)).half().numpy())
-        temporary = file.with_suffix(".tmp.npz")
+        temporary = files[rank].with_suffix(".tmp.npz")
         np.savez(temporary, clips=np.stack(clips), images=np.stack(images))
-        temporary.replace(file)
-    kept = np.load(file)
-    return kept["clips"], kept["images"]
+        temporary.replace(files[rank])
+    if count > 1:
+        dist.barrier()
+    parts = [np.load(file) for file in files]
+    return _interleave([part["clips"] for part in parts]), _interleave([part["images"] for part in parts])
+
+
+def _interleave(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of which part p of n holds those numbered p, p + n, p + 2n …"""
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for number, part in enumerate(parts):
+        whole[number :: len(parts)] = part
+    return whole
 
 
 def train_denoiser(
@@ -180,10 +191,9 @@ def train_denoiser(
     work: Path,
     *,
     image_steps: int,
-    more_image_steps: int,
     clip_steps: int,
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, T5Tokenizer]:
-    """Train text tower and transformer on velocities, twice on images, then on whole clips.
+    """Train text tower and transformer on velocities, on images, then on whole clips.
 
     Noise levels are those of the shifted grid: as many as sampling spends at high noise, where a clip's content is
     decided.
@@ -212,9 +222,8 @@ def train_denoiser(
 
     parts = {"text": text, "transformer": transformer}
     stages = (
-        ("images", images, 48, image_steps, 1.2e-3),
-        ("images-more", images, 48, more_image_steps, 1.2e-3),
-        ("clips", clips, 12, clip_steps, 8e-4),
+        ("images", images, 48, image_steps, 1.5e-3),
+        ("clips", clips, 10, clip_steps, 1e-3),
     )
     with short_text(transformer) as short:
         for name, latents, batch, count, lr in stages:
