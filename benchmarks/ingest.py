@@ -218,6 +218,22 @@ def memory_table(found: dict[int, tuple[Measured, Memory]]) -> str:
     return "\n".join(rows)
 
 
+def ratios(found: dict[str, dict[str, list[Measured]]], grown: dict[int, tuple[Measured, Memory]]) -> dict[str, float]:
+    """Figures that don't depend on how fast a machine is; the lower, the better."""
+    times = {
+        f"a clip, prepare / plain loop: {codec}": median(
+            loop.rate / ours.rate for ours, loop in zip(ways["prepare"], ways["plain loop"], strict=True)
+        )
+        for codec, ways in found.items()
+    }
+    sizes = sorted(grown)
+    memory = {
+        f"private memory, {size // sizes[0]} times the clips": grown[size][1].private / grown[sizes[0]][1].private
+        for size in sizes[1:]
+    }
+    return {**times, **memory}
+
+
 def recipe_of(listing: Path) -> Recipe:
     """The demo's, with this list of clips."""
     return load_recipe(RECIPE, [f"data.manifest={listing}"])
@@ -228,7 +244,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up")
     parser.add_argument("--clips", type=int, default=320, help="of each codec")
     parser.add_argument("--grow", type=int, default=40, help="clips that are taken once, ten times and a hundred times")
-    parser.add_argument("--quick", action="store_true", help="two codecs, 96 clips, one round; 16 and 160 clips")
+    parser.add_argument("--quick", action="store_true", help="two codecs, 96 clips, one round; 64 and 640 clips")
     parser.add_argument("--json", type=Path, help="file for every round's figures")
     arguments = parser.parse_args()
     about = machine()
@@ -264,7 +280,8 @@ def main() -> None:
             codec: {way: [asdict(each) for each in runs] for way, runs in ways.items()} for codec, ways in found.items()
         }
         growth = {size: {**asdict(measured), **asdict(memory)} for size, (measured, memory) in grown.items()}
-        arguments.json.write_text(json.dumps({"machine": about, "codecs": rates, "memory": growth}, indent=2) + "\n")
+        figures = {"machine": about, "codecs": rates, "memory": growth, "ratios": ratios(found, grown)}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"{in_words(about)} {clips} clips of a codec, medians of {rounds}.\n")
     print(f"{codec_table(found)}\n\n{memory_table(grown)}")
 
