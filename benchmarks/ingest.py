@@ -37,6 +37,7 @@ from av.video.frame import VideoFrame
 from benchmarks.machine import in_words, machine
 from rayvideo.connection import start_ray
 from rayvideo.data import latents, tasks
+from rayvideo.data.encoders import CaptionEncoder, ClipEncoder
 from rayvideo.data.video import write_clip
 from rayvideo.menagerie.clips import training_scenes
 from rayvideo.menagerie.world import FPS, draw
@@ -112,7 +113,7 @@ def listed(files: Sequence[Path], clips: int) -> str:
 def plain(recipe: Recipe, out: str) -> None:
     """What `prepare_to` does, in this process and one thing after the other."""
     entries, shape = latents._entries(recipe), latents._latent_shape(recipe)
-    encode_clips = latents._ClipEncoder(recipe.model, "cpu", shape)
+    encode_clips = ClipEncoder(recipe.model, "cpu", shape)
     Path(out, "clips").mkdir(parents=True)
     waiting: list[pa.Table] = []
     for start in range(0, len(entries), recipe.data.batch_size):
@@ -126,7 +127,7 @@ def plain(recipe: Recipe, out: str) -> None:
         if sum(map(len, waiting)) >= latents.CLIPS_PER_SHARD or start + len(part) == len(entries):
             tasks.write_shard(pa.concat_tables(waiting), out)
             waiting = []
-    embed = latents._CaptionEncoder(recipe.model, "cpu")
+    embed = CaptionEncoder(recipe.model, "cpu")
     captions = latents._captions(recipe, entries)
     blocks = [
         embed(pa.table({"caption": captions[start : start + latents.CAPTIONS_PER_CALL]}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -36,15 +35,15 @@ class Processes:
         self._done.set()
         self._thread.join()
 
-    def cpu_seconds(self) -> Counter[str]:
+    def cpu_seconds(self) -> dict[str, float]:
         """Kind of process -> CPU seconds so far, of those that have ended too; the largest first."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         with self._lock:
             for kind, seconds in self._seen.values():
-                found[kind] += seconds
-        small = {kind: seconds for kind, seconds in found.items() if seconds < SMALL_S}
-        large = Counter({kind: seconds for kind, seconds in found.most_common() if kind not in small})
-        return large + Counter({"others": sum(small.values())})
+                found[kind] = found.get(kind, 0.0) + seconds
+        large = {kind: seconds for kind, seconds in found.items() if seconds >= SMALL_S}
+        others = sum(found.values()) - sum(large.values())
+        return {**dict(sorted(large.items(), key=lambda item: -item[1])), "others": others}
 
     def _look(self) -> None:
         while not self._done.wait(LOOK_S):

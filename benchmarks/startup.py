@@ -19,7 +19,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -108,7 +107,7 @@ def start(checkout: Path, command: Sequence[str]) -> Start:
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     environment |= {"PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
     began, lines = time.perf_counter(), []
-    cpu: Counter[str] = Counter()
+    cpu: dict[str, float] = {}
     stepping = False
     with (
         subprocess.Popen(
@@ -127,7 +126,7 @@ def start(checkout: Path, command: Sequence[str]) -> Start:
         raise SystemExit("\n".join([line for _, line in lines[-20:]] + [f"{checkout}: exit code {job.returncode}"]))
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", YARDSTICK], check=True, capture_output=True)
-    return Start(phases(lines), dict(cpu), time.perf_counter() - began)
+    return Start(phases(lines), cpu, time.perf_counter() - began)
 
 
 def ratios(starts: Sequence[Start]) -> dict[str, float]:
