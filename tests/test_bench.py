@@ -36,7 +36,8 @@ from benchmarks.step import summed_up as step_rows
     ],
 )
 def test_a_ratio_is_worse_beyond_its_tolerance(old: float | None, new: float | None, verdict: str) -> None:
-    (line,) = compare(*({} if each is None else {"ratio": each} for each in (old, new)))
+    before, now = ({} if each is None else {"ratio": each} for each in (old, new))
+    (line,) = compare(before, now)
     assert line.verdict == verdict
     assert line.bad == (verdict in (WORSE, GONE))
 
