@@ -143,4 +143,4 @@ def test_fetching_is_set_for_shares_alone() -> None:
     with pytest.raises(
         ValueError, match=r"training\.zero3 with training\.zero_stage 2: .* set training\.zero_stage to 3"
     ):
-        Training(zero3={"live": 500_000_000})  # type: ignore[arg-type]
+        Training(zero3={"live": 500_000_000})
