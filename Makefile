@@ -10,7 +10,7 @@ PORT ?= 5000
 # Recipes read it as "$$STORAGE": a path may hold whatever make or the shell would take for something else.
 export STORAGE
 
-.PHONY: help .venv clips demo test test-slow test-hpsv2 lint types format ui cluster cluster-stop constraints clean
+.PHONY: help .venv clips demo test test-slow test-hpsv2 bench lint types format ui cluster cluster-stop constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,9 @@ test-slow: $(READY)  ## the tests that take minutes each: runs that are killed, 
 
 test-hpsv2: .venv-hpsv2/.ready  ## HPSv2 against its official code, in an environment of its own (about 7 GB more)
 	.venv-hpsv2/bin/python -m pytest -q -rs tests/rewards/test_hpsv2_parity.py
+
+bench: $(READY)  ## the short benchmarks; fails if a ratio is worse than the committed one (five minutes, nothing beside it)
+	$(BIN)/python -m benchmarks.bench
 
 .venv-hpsv2/.ready: pyproject.toml $(READY)
 	$(BIN)/uv venv --clear --python $(BIN)/python .venv-hpsv2

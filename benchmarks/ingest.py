@@ -37,6 +37,7 @@ from av.video.frame import VideoFrame
 from benchmarks.machine import in_words, machine
 from rayvideo.connection import start_ray
 from rayvideo.data import latents, tasks
+from rayvideo.data.encoders import CaptionEncoder, ClipEncoder
 from rayvideo.data.video import write_clip
 from rayvideo.menagerie.clips import training_scenes
 from rayvideo.menagerie.world import FPS, draw
@@ -112,7 +113,7 @@ def listed(files: Sequence[Path], clips: int) -> str:
 def plain(recipe: Recipe, out: str) -> None:
     """What `prepare_to` does, in this process and one thing after the other."""
     entries, shape = latents._entries(recipe), latents._latent_shape(recipe)
-    encode_clips = latents._ClipEncoder(recipe.model, "cpu", shape)
+    encode_clips = ClipEncoder(recipe.model, "cpu", shape)
     Path(out, "clips").mkdir(parents=True)
     waiting: list[pa.Table] = []
     for start in range(0, len(entries), recipe.data.batch_size):
@@ -126,7 +127,7 @@ def plain(recipe: Recipe, out: str) -> None:
         if sum(map(len, waiting)) >= latents.CLIPS_PER_SHARD or start + len(part) == len(entries):
             tasks.write_shard(pa.concat_tables(waiting), out)
             waiting = []
-    embed = latents._CaptionEncoder(recipe.model, "cpu")
+    embed = CaptionEncoder(recipe.model, "cpu")
     captions = latents._captions(recipe, entries)
     blocks = [
         embed(pa.table({"caption": captions[start : start + latents.CAPTIONS_PER_CALL]}))
@@ -218,6 +219,22 @@ def memory_table(found: dict[int, tuple[Measured, Memory]]) -> str:
     return "\n".join(rows)
 
 
+def ratios(found: dict[str, dict[str, list[Measured]]], grown: dict[int, tuple[Measured, Memory]]) -> dict[str, float]:
+    """Figures that don't depend on how fast a machine is; the lower, the better."""
+    times = {
+        f"a clip, prepare / plain loop: {codec}": median(
+            loop.rate / ours.rate for ours, loop in zip(ways["prepare"], ways["plain loop"], strict=True)
+        )
+        for codec, ways in found.items()
+    }
+    sizes = sorted(grown)
+    memory = {
+        f"private memory, {size // sizes[0]} times the clips": grown[size][1].private / grown[sizes[0]][1].private
+        for size in sizes[1:]
+    }
+    return {**times, **memory}
+
+
 def recipe_of(listing: Path) -> Recipe:
     """The demo's, with this list of clips."""
     return load_recipe(RECIPE, [f"data.manifest={listing}"])
@@ -228,7 +245,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up")
     parser.add_argument("--clips", type=int, default=320, help="of each codec")
     parser.add_argument("--grow", type=int, default=40, help="clips that are taken once, ten times and a hundred times")
-    parser.add_argument("--quick", action="store_true", help="two codecs, 96 clips, one round; 16 and 160 clips")
+    parser.add_argument("--quick", action="store_true", help="two codecs, 96 clips, one round; 64 and 640 clips")
     parser.add_argument("--json", type=Path, help="file for every round's figures")
     arguments = parser.parse_args()
     about = machine()
@@ -264,7 +281,8 @@ def main() -> None:
             codec: {way: [asdict(each) for each in runs] for way, runs in ways.items()} for codec, ways in found.items()
         }
         growth = {size: {**asdict(measured), **asdict(memory)} for size, (measured, memory) in grown.items()}
-        arguments.json.write_text(json.dumps({"machine": about, "codecs": rates, "memory": growth}, indent=2) + "\n")
+        figures = {"machine": about, "codecs": rates, "memory": growth, "ratios": ratios(found, grown)}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"{in_words(about)} {clips} clips of a codec, medians of {rounds}.\n")
     print(f"{codec_table(found)}\n\n{memory_table(grown)}")
 

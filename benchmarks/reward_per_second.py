@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.machine import in_words, machine
 from benchmarks.release import ReleaseTrainer
 from rayvideo.data.table import LatentTable
 from rayvideo.evaluation.generate import embed_captions, generate_clips
@@ -116,7 +117,8 @@ def reached(scores: list[tuple[float, float]], goal: float) -> float | None:
 
 def table_of(ways: Mapping[str, Way], goal: float) -> str:
     """Markdown."""
-    lines = [f"| way | s to +{goal:g} σ held-out | of the release's | s a step | judge, σ | held_out, σ |", "|---|" * 6]
+    lines = [f"| way | s to +{goal:g} σ held-out | of the release's | s a step | judge, σ | held_out, σ |"]
+    lines.append("|---" * 6 + "|")
     times = {name: reached([(at, of["held_out"]) for at, of in way.scores], goal) for name, way in ways.items()}
     first = times.get(RELEASE)
     for name, way in ways.items():
@@ -125,7 +127,7 @@ def table_of(ways: Mapping[str, Way], goal: float) -> str:
         shown = f"> {way.seconds:.0f}" if at is None else f"{at:.0f}"
         pace = way.seconds / way.steps
         lines.append(f"| {name} | {shown} | {share} | {pace:.2f} | {last['judge']:+.2f} | {last['held_out']:+.2f} |")
-    return "\n".join([lines[0], "|---" * 6 + "|", *lines[2:]])
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--ways", nargs="+", choices=[RELEASE, *OURS], default=[RELEASE, *OURS])
     arguments = parser.parse_args()
+    about = machine()
     torch.set_num_threads(1)
     captions = evaluation_captions()["in_domain"][: arguments.captions]
     judges = {name: load_judge(WEIGHTS / name) for name in ("judge", "held_out")}
@@ -174,9 +177,11 @@ def main() -> None:
                 sheet(list(made[:8]), arguments.out / f"{name}.png")
                 print(f"{turn + 1}: {name}: {way.seconds:.0f} s, {gains}", file=sys.stderr, flush=True)
             figures = {name: {"steps": way.steps, "scores": way.scores} for name, way in ways.items()}
-            (arguments.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+            (arguments.out / "figures.json").write_text(
+                json.dumps({"machine": about, "ways": figures}, indent=2) + "\n"
+            )
         dist.destroy_process_group()
-    print(table_of(ways, arguments.goal))
+    print(f"{in_words(about)}\n\n{table_of(ways, arguments.goal)}")
 
 
 if __name__ == "__main__":

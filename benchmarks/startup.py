@@ -6,7 +6,8 @@
 
 A phase begins with a line that the job prints, so that any checkout can be measured as it is; workers' phases are seen
 to half a second. Medians of the rounds after the first, which warms up: it fills the page cache and makes MLflow's
-database.
+database. Told beside them are the CPU seconds of each kind of process up to the same moment, which other work on the
+machine changes less. A round's yardstick is a Python that imports the libraries and ends.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.machine import in_words, machine
+from benchmarks.processes import Processes
 from rayvideo.menagerie.clips import training_scenes, write_clips
 from rayvideo.paths import path_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "jobs/recipes/menagerie-demo.yaml"
-END = "end of the first step"
+FIRST, END = "first step", "end of the first step"
 PHASES = {
     "imports, checks, Ray": None,
     "encoders start": r"^encoding clips: 0/",
@@ -39,10 +42,12 @@ PHASES = {
     "workers: processes, imports": "fine-tuning: starting workers",
     "workers: model, DeepSpeed": "fine-tuning: (looking for checkpoints|loading the model)",
     "previews of the base": "^previews of the base: ",
-    "first step": "fine-tuning: first step",
-    END: "^previews of step 1: |fine-tuning: checkpoint of step 1|fine-tuning: 1/1 steps",
+    FIRST: "fine-tuning: first step",
+    END: "^previews of |fine-tuning: checkpoint of step 1|fine-tuning: 1/1 steps",
 }
-"""Phase -> what the line says with which it begins; None: it begins with the command."""
+"""Phase -> what the line says with which it begins; None: it begins with the command. END follows FIRST alone."""
+
+YARDSTICK = "import torch, diffusers, transformers, peft, deepspeed"
 
 Line = tuple[float, str]
 """Seconds since the command, and what was printed then."""
@@ -56,13 +61,18 @@ def phases(lines: Iterable[Line]) -> dict[str, float]:
     """
     began = {name: 0.0 for name, pattern in PHASES.items() if pattern is None}
     for seconds, line in lines:
-        for name, pattern in PHASES.items():
-            if pattern and name not in began and re.search(pattern, line):
-                began[name] = seconds
+        for name in _begin_with(line, FIRST in began):
+            began.setdefault(name, seconds)
     if END not in began:
         raise ValueError("the job never came to the end of its first step")
-    order = sorted((name for name in began if began[name] <= began[END]), key=lambda name: (began[name], name == END))
+    order = sorted(began, key=lambda name: (began[name], name == END))
     return {name: began[after] - began[name] for name, after in pairwise(order)}
+
+
+def _begin_with(line: str, stepping: bool) -> list[str]:
+    """The phases that begin with a line. Once it is `stepping`, only the end is left to come."""
+    names = [END] if stepping else [name for name in PHASES if name != END]
+    return [name for name in names if re.search(PHASES[name] or "$^", line)]
 
 
 def command_line(storage: Path, clips: Path, name: str, overrides: Sequence[str]) -> list[str]:
@@ -75,19 +85,56 @@ def command_line(storage: Path, clips: Path, name: str, overrides: Sequence[str]
     ]
 
 
-def run(checkout: Path, command: Sequence[str]) -> list[Line]:
-    """Run the job to its end, and return what it printed."""
+@dataclass(frozen=True)
+class Start:
+    """One start."""
+
+    phases: dict[str, float]
+    """Seconds of each."""
+    cpu: dict[str, float]
+    """Kind of process -> CPU seconds of all that there were until the end of the first step."""
+    yardstick: float
+    """Seconds of `YARDSTICK` in the same round."""
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases."""
+        return sum(self.phases.values())
+
+
+def start(checkout: Path, command: Sequence[str]) -> Start:
+    """Run the job to its end and the yardstick, and return how long its start took."""
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     environment |= {"PYTHONPATH": str(checkout), "PYTHONUNBUFFERED": "1"}
     began, lines = time.perf_counter(), []
-    with subprocess.Popen(
-        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as job:
+    cpu: dict[str, float] = {}
+    stepping = False
+    with (
+        subprocess.Popen(
+            command, cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as job,
+        Processes(job.pid) as processes,
+    ):
         assert job.stdout is not None
-        lines = [(time.perf_counter() - began, line.rstrip()) for line in job.stdout]
+        for line in job.stdout:
+            lines.append((time.perf_counter() - began, line.rstrip()))
+            begun = _begin_with(line, stepping)
+            stepping = stepping or FIRST in begun
+            if END in begun and not cpu:
+                cpu = processes.cpu_seconds()
     if job.returncode:
         raise SystemExit("\n".join([line for _, line in lines[-20:]] + [f"{checkout}: exit code {job.returncode}"]))
-    return lines
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", YARDSTICK], check=True, capture_output=True)
+    return Start(phases(lines), cpu, time.perf_counter() - began)
+
+
+def ratios(starts: Sequence[Start]) -> dict[str, float]:
+    """Figures that depend little on how fast a machine is; the lower, the better."""
+    return {
+        "start / yardstick": median(start.seconds / start.yardstick for start in starts),
+        "CPU seconds / yardstick": median(sum(start.cpu.values()) / start.yardstick for start in starts),
+    }
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> str:
@@ -121,20 +168,25 @@ def main() -> None:
     checkouts = {"this checkout": ROOT}
     if arguments.against:
         checkouts["the other"] = arguments.against.resolve()
-    about, found = machine(), {name: [] for name in checkouts}  # type: ignore[var-annotated]
+    about = machine()
+    found: dict[str, list[Start]] = {name: [] for name in checkouts}
     with TemporaryDirectory() as folder:
         listing = write_clips(Path(folder, "clips"), training_scenes(clips, 100), 0.8)
         for number in range(rounds + warm):
             for name in list(checkouts)[:: -1 if number % 2 else 1]:
                 run_name = f"{'this' if checkouts[name] == ROOT else 'other'}-{number}"
-                command = command_line(Path(folder), listing, run_name, arguments.overrides)
-                seconds = phases(run(checkouts[name], command))
-                print(f"{name}, round {number}: {sum(seconds.values()):.1f} s", file=sys.stderr, flush=True)
+                one = start(checkouts[name], command_line(Path(folder), listing, run_name, arguments.overrides))
+                print(f"{name}, round {number}: {one.seconds:.1f} s", file=sys.stderr, flush=True)
                 if number >= warm:
-                    found[name].append(seconds)
+                    found[name].append(one)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": about, "clips": clips, "rounds": found}, indent=2) + "\n")
-    print(f"{in_words(about)} {clips} clips, median of {rounds}.\n\n{table(found)}")
+        rows = {name: [asdict(one) for one in starts] for name, starts in found.items()}
+        figures = {"machine": about, "clips": clips, "rounds": rows, "ratios": ratios(found["this checkout"])}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"{in_words(about)} {clips} clips, median of {rounds}.\n")
+    print(table({name: [one.phases for one in starts] for name, starts in found.items()}))
+    print("\nCPU seconds up to the end of the first step:\n")
+    print(table({name: [one.cpu for one in starts] for name, starts in found.items()}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One optimizer step: as the release of InstructVideo makes it, and as rayvideo does. CPU, menagerie, fp32, one thread.
 
     python -m benchmarks.step --rounds 7 --json step.json > step.md
+    python -m benchmarks.step --quick                      # four of the ways, two rounds
 
 D = 20, the last 12 steps, K = 1, two clips. All ways take turns in one process, each round in another order, so that
 other work on the machine hits all of them alike; times are medians of ratios within a round. Memory is measured once
@@ -30,6 +31,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.live import Kept, LiveBytes
+from benchmarks.machine import in_words, machine
 from benchmarks.release import ReleaseTrainer, Ways
 from rayvideo.menagerie.build import training_clips
 from rayvideo.menagerie.latents import drawn_table
@@ -61,6 +63,8 @@ OURS = {
     "rayvideo, none, guidance from .3 to .7": ["model.checkpointing=none", INTERVAL],
     "rayvideo, none, both of these": ["model.checkpointing=none", *SOLVER, INTERVAL],
 }
+RELEASE = "release"
+QUICK = (RELEASE, *(f"rayvideo, checkpointing {name}" for name in ("none", "blocks", "clips")))
 CLIPS, BATCH = 8, 2
 MIB = 2**20
 
@@ -96,7 +100,7 @@ def ways() -> dict[str, Ways]:
         "averages": "no average of the weights",
     }
     return {
-        "release": whole,
+        RELEASE: whole,
         **{f"release, but {said[name]}": replace(whole, **{name: False}) for name in names},
         "release, but all of these": Ways(*[False] * len(names)),
     }
@@ -127,25 +131,10 @@ def memory(step: Step) -> tuple[float, float]:
     return alive.peak / MIB, kept.most / MIB
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="file for all figures")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
-        os.environ["LOCAL_RANK"] = "0"
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-        clips, captions = training_clips(CLIPS, seed=100)
-        steps: dict[str, Step] = {
-            name: ReleaseTrainer(clips, captions, chosen, batch=BATCH).step for name, chosen in ways().items()
-        }
-        steps |= {name: our_step(chosen, Path(folder, str(i))) for i, (name, chosen) in enumerate(OURS.items())}
-        seconds = measure(steps, arguments.rounds)
-        sizes = {name: memory(step) for name, step in steps.items()}
-        dist.destroy_process_group()
-    first = seconds["release"]
-    rows = {
+def summed_up(seconds: dict[str, list[float]], sizes: dict[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    """A row for each way."""
+    first = seconds[RELEASE]
+    return {
         name: {
             "seconds": statistics.median(each),
             "of the release": statistics.median(a / b for a, b in zip(each, first, strict=True)),
@@ -154,16 +143,58 @@ def main() -> None:
         }
         for name, each in seconds.items()
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-    base = rows["release"]
-    print("| step | s | of the release's | peak, MiB | of the release's | kept, MiB | of the release's |")
-    print("|---|---|---|---|---|---|---|")
+
+
+def ratios(rows: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Figures of ours against the release's; the lower, the better."""
+    found = {}
+    for name, row in rows.items():
+        if name in OURS:
+            found[f"{name}: time"] = row["of the release"]
+            found[f"{name}: peak memory"] = row["peak MiB"] / rows[RELEASE]["peak MiB"]
+    return found
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Markdown."""
+    base = rows[RELEASE]
+    lines = ["| step | s | of the release's | peak, MiB | of the release's | kept, MiB | of the release's |"]
+    lines.append("|---" * 7 + "|")
     for name, row in rows.items():
         cells = [f"{row['seconds']:.2f}", f"{row['of the release']:.2f}"]
         for key in ("peak MiB", "kept MiB"):
             cells += [f"{row[key]:.0f}", f"{row[key] / base[key]:.2f}"]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="after one that warms up")
+    parser.add_argument("--quick", action="store_true", help=f"two rounds of {', '.join(QUICK)}")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    arguments = parser.parse_args()
+    about = machine()
+    torch.set_num_threads(1)
+    chosen = QUICK if arguments.quick else (*ways(), *OURS)
+    rounds = 2 if arguments.quick else arguments.rounds
+    with TemporaryDirectory() as folder:
+        os.environ["LOCAL_RANK"] = "0"
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        clips, captions = training_clips(CLIPS, seed=100)
+        steps: dict[str, Step] = {
+            name: our_step(OURS[name], Path(folder, str(number)))
+            if name in OURS
+            else ReleaseTrainer(clips, captions, ways()[name], batch=BATCH).step
+            for number, name in enumerate(chosen)
+        }
+        seconds = measure(steps, rounds)
+        rows = summed_up(seconds, {name: memory(step) for name, step in steps.items()})
+        dist.destroy_process_group()
+    if arguments.json:
+        figures = {"machine": about, "rows": rows, "ratios": ratios(rows)}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"{in_words(about)} Medians of {rounds} rounds.\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

@@ -255,3 +255,16 @@ def test_what_ray_trains_controller_imports_is_light() -> None:
     """It starts ahead of the workers, which wait for it."""
     done = subprocess.run([sys.executable, "-c", CONTROLLER], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+ENCODERS = """
+import sys
+import rayvideo.data.encoders, rayvideo.serving.actor, rayvideo.serving.router
+print(*{"torch", "transformers", "diffusers", "ray.data"} & set(sys.modules))
+"""
+
+
+def test_actors_that_load_models_import_libraries_when_they_are_made() -> None:
+    """Quickly, that is; unpickling the class would do it with Python's collector at work."""
+    done = subprocess.run([sys.executable, "-c", ENCODERS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

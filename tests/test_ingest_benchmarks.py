@@ -39,6 +39,16 @@ def test_phases_of_a_start_follow_what_the_job_printed() -> None:
         startup.phases(lines[:-2])
 
 
+def test_previews_that_follow_the_first_step_end_it() -> None:
+    lines = [
+        (30.0, "fine-tuning: loading the model"),
+        (34.0, "fine-tuning: first step (warming up)"),
+        (38.0, "previews of the base: 0/6 clips in 00:00, ? left"),
+        (38.5, "fine-tuning: 1/1 steps in 00:27, 4.0 s a step, 00:00 left, judge=0.1"),
+    ]
+    assert list(startup.phases(lines).values()) == [30.0, 4.0, 4.0]
+
+
 def test_a_start_is_compared_round_by_round() -> None:
     this, other = [{"imports": 2.0}, {"imports": 3.0}], [{"imports": 4.0}, {"imports": 12.0}]
     assert startup.table({"this": this, "other": other}).splitlines()[2] == "| imports | 2.5 | 8.0 | 0.38 |"

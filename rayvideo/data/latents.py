@@ -13,22 +13,18 @@ from contextlib import closing
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
-import torch
 from ray.data import ActorPoolStrategy, Dataset
 from ray.util.debug import log_once
 
-from rayvideo import sections
 from rayvideo.data import prepared, tasks
+from rayvideo.data.encoders import CaptionEncoder, ClipEncoder
 from rayvideo.data.manifest import Entry, read_captioned
 from rayvideo.data.table import DataError, LatentTable, Place, Rejected
-from rayvideo.data.tasks import tensor_array
-from rayvideo.data.trimmed import embedding_array
 from rayvideo.errors import RecipeError
 from rayvideo.models import load_model
 from rayvideo.progress import progress
@@ -176,13 +172,13 @@ def _encoded_clips(recipe: Recipe, entries: Sequence[Entry], chosen: Sequence[in
         memory=tasks.decoding_bytes(data),
         resources=data.decode_resources,
     )
-    return _encode(decoded, _ClipEncoder, recipe, shape)
+    return _encode(decoded, ClipEncoder, recipe, shape)
 
 
 def _embedded_captions(recipe: Recipe, entries: Sequence[Entry]) -> Dataset:
     """Rows caption, embedding."""
     table = pa.table({"caption": pa.array(_captions(recipe, entries), pa.string())})
-    return _encode(_dataset(table, CAPTIONS_PER_CALL), _CaptionEncoder, recipe)
+    return _encode(_dataset(table, CAPTIONS_PER_CALL), CaptionEncoder, recipe)
 
 
 def _captions(recipe: Recipe, entries: Sequence[Entry]) -> list[str]:
@@ -215,38 +211,6 @@ def _encode(dataset: Dataset, encoder: type, recipe: Recipe, *arguments: Any) ->
         num_gpus=data.encoder_gpus,
         resources=data.encoder_resources,
     )
-
-
-class _ClipEncoder:
-    """Actor: frames to the mean and log-variance of the VAE's posterior."""
-
-    def __init__(self, model: sections.Model, device: str, shape: tuple[int, ...]) -> None:
-        self._model = load_model(model.path, family=model.family, device=device, parts=("vae",))
-        self._shape = shape
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        good = table.filter(pc.is_null(table["reason"]))
-        valid = pc.is_null(table["reason"]).to_numpy()
-        mean, logvar = (np.zeros((len(table), *self._shape), dtype=np.float32) for _ in range(2))
-        if len(good):
-            frames = torch.from_numpy(good["frames"].combine_chunks().to_numpy_ndarray().copy())
-            posterior = self._model.encode_frames(frames.permute(0, 1, 4, 2, 3).float() / 255)
-            mean[valid], logvar[valid] = posterior.mean.cpu().numpy(), posterior.logvar.cpu().numpy()
-        kept = table.drop_columns(["frames"])
-        return kept.append_column("mean", tensor_array(mean, valid)).append_column(
-            "logvar", tensor_array(logvar, valid)
-        )
-
-
-class _CaptionEncoder:
-    """Actor: captions to prompt embeddings."""
-
-    def __init__(self, model: sections.Model, device: str) -> None:
-        self._model = load_model(model.path, family=model.family, device=device, parts=("text",))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        embeddings = self._model.encode_prompts(table["caption"].to_pylist())
-        return table.append_column("embedding", embedding_array(embeddings.float().cpu().numpy()))
 
 
 def _write_captions(recipe: Recipe, entries: Sequence[Entry], out: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from rayvideo.importing import quickly
 from rayvideo.models.base import PARTS, ModelError, Part, VideoModel
 from rayvideo.models.index import read_index
 from rayvideo.models.posterior import Normaliser, Posterior
@@ -61,7 +62,8 @@ def resolve_family(family: str) -> type[VideoModel]:
     if ":" not in family:
         raise ModelError(f"model.family {family!r} is not of the form 'module:Class'")
     try:
-        return resolve_class(family, VideoModel, "rayvideo.models.VideoModel")  # type: ignore[type-abstract]
+        with quickly():  # it imports diffusers, transformers and peft
+            return resolve_class(family, VideoModel, "rayvideo.models.VideoModel")  # type: ignore[type-abstract]
     except ImportError as error:
         raise ModelError(f"model.family {family!r} {error}; docs/models.md says what a family offers") from error
 

@@ -15,8 +15,6 @@ CONTEXT = int(0.6 * GIB)
 """What CUDA, its kernels and its libraries take in each process before the first tensor; not measured here."""
 FRAGMENTATION = 0.08
 """Share of what comes and goes that an allocator holds beside it; not measured here."""
-GATHERED = 1_000_000_000
-"""Weights that ZeRO-3 holds whole at once, at most: DeepSpeed's `stage3_max_live_parameters`."""
 
 Rows = dict[str, int]
 """What takes memory -> bytes."""
@@ -112,7 +110,7 @@ def _share(recipe: Recipe, counted: Rehearsal, workers: int) -> int:
 def _gathered(recipe: Recipe, counted: Rehearsal) -> int:
     if recipe.training.zero_stage < 3:
         return 0
-    return int(counted.frozen * min(1, GATHERED / counted.frozen_numbers))
+    return int(counted.frozen * min(1, recipe.training.zero3.live / counted.frozen_numbers))
 
 
 def _judge(counted: Rehearsal, name: str, on_gpu: bool) -> Rows | None:

@@ -6,7 +6,7 @@ from rayvideo.sections.editing import Editing
 from rayvideo.sections.evaluation import Evaluation, Features, Tracking
 from rayvideo.sections.model import Lora, Model
 from rayvideo.sections.reward import Judge, Replicas, Rewards
-from rayvideo.sections.training import Training, Workers
+from rayvideo.sections.training import Training, Workers, Zero3
 
 __all__ = [
     "AutoPrecision",
@@ -27,4 +27,5 @@ __all__ = [
     "Tracking",
     "Training",
     "Workers",
+    "Zero3",
 ]

@@ -55,6 +55,20 @@ class Workers(Section):
         return self.min < self.max
 
 
+class Zero3(Section):
+    """How ZeRO-3 brings the workers' shares of weights together; neither option changes a number that is trained."""
+
+    prefetch: int = Field(
+        50_000_000,
+        ge=0,
+        description="Weights, in numbers, that are fetched ahead of the layer that needs them. About a block of the "
+        "model hides the fetching behind the block before; they take memory. 0: none.",
+    )
+    live: Positive = Field(
+        1_000_000_000, description="Weights, in numbers, that a worker holds whole at once, at most; less costs time."
+    )
+
+
 class Training(Section):
     """Optimisation (release: AdamW on the adapter, batch 8 over 4 GPUs, 20 000 steps)."""
 
@@ -102,6 +116,7 @@ class Training(Section):
         description="With zero_stage 3: cpu keeps each worker's share of the weights in the memory of its machine, "
         "and on the device only what is computed with right now. Slower; workers on CPUs gain nothing by it.",
     )
+    zero3: Zero3 = Zero3()
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(3, description="Newest checkpoints that are kept.")
     keep_best: Literal["reward"] | None = Field(
@@ -144,6 +159,15 @@ class Training(Section):
             raise ValueError(
                 f"training.offload {self.offload!r} with training.zero_stage {self.zero_stage}: only stage 3 has "
                 "shares of weights to keep elsewhere; set training.zero_stage to 3, or training.offload to 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_fetched(self) -> Training:
+        if self.zero3 != Zero3() and self.zero_stage != 3:
+            raise ValueError(
+                f"training.zero3 with training.zero_stage {self.zero_stage}: only stage 3 fetches weights; set "
+                "training.zero_stage to 3, or leave training.zero3 out"
             )
         return self
 

@@ -38,6 +38,8 @@ sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[
 sys.modules["deepspeed.runtime.engine"].is_zero_supported_optimizer = lambda _: True  # type: ignore[attr-defined]
 
 TAG = "ds"
+PERSISTENT = 100_000
+"""Numbers of a weight that ZeRO-3 leaves whole on each worker, at most: DeepSpeed's own default."""
 MEAN = "exp_avg"
 """What AdamW calls its running mean of a gradient."""
 
@@ -69,7 +71,8 @@ class DeepSpeedEngine:
         self._optimizer = torch.optim.AdamW(
             parameters, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
         )
-        config = deepspeed_config(options, sum(p.numel() for p in parameters), passes, dist.get_world_size())
+        sizes = [parameter.numel() for parameter in parameters]
+        config = deepspeed_config(options, sum(sizes), passes, dist.get_world_size(), largest=max(sizes))
         # Shards of another number of workers are converted. Stage 0 has none: each worker has everything.
         self._universal = universal and options.zero_stage > 0
         config["checkpoint"] = {"load_universal": self._universal}
@@ -155,8 +158,16 @@ def supports_fp16() -> bool:
     return bool(get_accelerator().is_fp16_supported())
 
 
-def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers: int = 1) -> dict[str, Any]:
-    """DeepSpeed's configuration for the recipe's options, the number of trainable weights and `Engine`'s `passes`."""
+def deepspeed_config(
+    options: Training, trainable: int, passes: int = 1, workers: int = 1, *, largest: int = 0
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for the recipe's options.
+
+    Args:
+        trainable: Numbers of the adapter, and
+        largest: of its largest matrix.
+        passes: `Engine`'s.
+    """
     return {
         "train_micro_batch_size_per_gpu": options.batch_size,
         "gradient_accumulation_steps": options.accumulation_of(workers) * passes,
@@ -165,7 +176,7 @@ def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers
         "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": options.zero_stage,
-            **({"offload_param": {"device": "cpu"}} if options.offload == "cpu" else {}),
+            **(_sharing(options, largest) if options.zero_stage == 3 else {}),
             # DeepSpeed's default reserves 5e8 numbers, for models that are trained as a whole.
             "reduce_bucket_size": trainable,
             "allgather_bucket_size": trainable,
@@ -174,6 +185,20 @@ def deepspeed_config(options: Training, trainable: int, passes: int = 1, workers
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
+    }
+
+
+def _sharing(options: Training, largest: int) -> dict[str, Any]:
+    """What is set of ZeRO-3 alone.
+
+    The adapter's matrices stay whole on each worker: they are so small that fetching each of them, in every pass, costs
+    its latency and saves no memory worth it.
+    """
+    return {
+        "stage3_prefetch_bucket_size": options.zero3.prefetch,
+        "stage3_max_live_parameters": options.zero3.live,
+        "stage3_param_persistence_threshold": max(PERSISTENT, largest),
+        **({"offload_param": {"device": "cpu"}} if options.offload == "cpu" else {}),
     }
 
 

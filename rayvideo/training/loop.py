@@ -65,8 +65,13 @@ def train(plan: Plan) -> None:
     previews = Previews(
         recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
     )
+    # Unless it starts from an adapter, previews of step 0 show the base alone. They wait for the first step: who starts
+    # a run wants to know first that it trains.
+    waits = recipe.model.lora.start is None
     # Workers that are asked to stop don't make the previews of their last step first: those that go on do it here.
-    if start.step == 0 or (_shows(recipe, start.step) and previews.lacks(start.step)):
+    if (start.step == 0 and not waits) or (
+        start.step > 0 and _shows(recipe, start.step) and previews.lacks(start.step)
+    ):
         previews.show(start.step)
     pace = Pace()
     report.phase("first step (warming up)")
@@ -95,6 +100,8 @@ def train(plan: Plan) -> None:
                 if tracker and still:
                     report.say(f"warning: {still}")
                     tracker.tag(still=still)
+            if waits and step == start.step + 1 and not stop and previews.lacks(0):
+                previews.show(0)
             verdict = stopping.ask(step, values)
             if verdict:
                 report.say(f"step {step} is the last: {verdict.reason}; the adapter of step {verdict.step} is kept")

@@ -21,6 +21,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from mlflow import MlflowClient
 from peft import PeftModel
+from ray._private.state import actors
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -131,6 +132,18 @@ def test_every_step_is_logged(finished):
     run = client.get_run(ref["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.workers"] == "2"
+
+
+def test_the_first_step_does_not_wait_for_what_it_does_not_need(finished):
+    """Neither for the base's previews nor for an actor for datasets; as Ray names its actors."""
+    run = finished.summary["mlflow"]["run_id"]
+    client = MlflowClient(tracking_uri(finished.recipe))
+    base, step = (client.get_metric_history(run, name)[0] for name in ("3-motion/preview.in.motion", "1-reward/reward"))
+    assert (base.step, step.step) == (0, 1)
+    assert base.timestamp >= step.timestamp
+    classes = {actor["ActorClassName"] for actor in actors().values()}
+    assert any("TrainController" in name for name in classes)
+    assert not any("DatasetManager" in name for name in classes)
 
 
 def test_every_figure_stands_in_the_documents_table(finished):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayvideo.data.latents import _CaptionEncoder
+from rayvideo.data.encoders import CaptionEncoder
 from rayvideo.data.prepared import open_prepared
 from rayvideo.data.table import LatentTable, _Rows
 from rayvideo.data.tasks import FORMAT, tensor_array
@@ -44,7 +44,7 @@ def opened(recipe: Recipe) -> LatentTable:
     """A prepared folder of three clips whose captions the encoder of jobs/prepare.py embedded."""
     folder = Path(str(recipe.data.prepared))
     save_prepared(recipe, SPOKEN)
-    table = _CaptionEncoder(recipe.model, "cpu")(pa.table({"caption": SPOKEN}))
+    table = CaptionEncoder(recipe.model, "cpu")(pa.table({"caption": SPOKEN}))
     pq.write_table(table, folder / "captions.parquet", row_group_size=1, **FORMAT)
     return open_prepared(recipe)
 

@@ -9,6 +9,7 @@ import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import Tensor, nn
 
 from rayvideo.models import load_model
@@ -119,3 +120,27 @@ def test_offload_takes_shares() -> None:
         ValueError, match=r"offload 'cpu' with training\.zero_stage 2: .* set training\.zero_stage to 3,"
     ):
         Training(offload="cpu")
+
+
+def test_fetching_is_set_for_shares_alone() -> None:
+    """DeepSpeed's own defaults, unless the recipe says otherwise; a large adapter's matrices stay whole."""
+    names = ("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "stage3_param_persistence_threshold")
+
+    def settings(largest: int, **options: Any) -> list[int]:
+        zero = deepspeed_config(Training(**options), 1, largest=largest)["zero_optimization"]
+        return [zero[name] for name in names if name in zero]
+
+    defaults = DeepSpeedZeroConfig(stage=3)
+    assert settings(1000, zero_stage=3) == [
+        defaults.prefetch_bucket_size,
+        defaults.max_live_parameters,
+        defaults.param_persistence_threshold,
+    ]
+    chosen = settings(221_184, zero_stage=3, zero3={"prefetch": 350_000_000, "live": 500_000_000})
+    assert chosen[:2] == [350_000_000, 500_000_000]
+    assert chosen[2] == 221_184
+    assert settings(1000, zero_stage=2) == []
+    with pytest.raises(
+        ValueError, match=r"training\.zero3 with training\.zero_stage 2: .* set training\.zero_stage to 3"
+    ):
+        Training(zero3={"live": 500_000_000})

@@ -1,7 +1,7 @@
 """Ray Train's trainer, made elastic for a global batch that not every number of workers can share.
 
-Two more things differ from Ray Train's: workers save their state before their number changes, and signals don't abort
-them in the middle of a step.
+Three more things differ from Ray Train's: workers save their state before their number changes, signals don't abort
+them in the middle of a step, and no actor is started for datasets, of which there are none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import ray
 from ray._private.state import state as cluster
 from ray.train import Result, ScalingConfig
 from ray.train.torch import TorchTrainer
+
+# Internal: what starts that actor, whose process takes as long as a worker's to import Ray Data. No public option does.
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 # Internal: the policy that chooses the number of workers. The public `ScalingConfig` takes bounds alone, between which
 # any number is used, and Ray Train stops workers where they are to change it.
@@ -43,6 +46,10 @@ class ElasticTrainer(TorchTrainer):
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = Following(self.scaling_config, self._sizes)
         return super()._initialize_and_run_controller(**parts)
+
+    # Internal: the method that lists what accompanies every run.
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     # Internal: the method that makes Ctrl-C abort the workers. No public option leaves signals to the caller.
     def _register_sigint_handler(self, controller: Any) -> None:
