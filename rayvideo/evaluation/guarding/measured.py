@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 from rayvideo.evaluation.captions import Prompt
 from rayvideo.evaluation.guarding.kid import Distances
@@ -102,7 +103,7 @@ def _figure(role: Role, captions: tuple[str, ...], base: Floats, other: Floats, 
     scale = float(base.mean() if role == "measure" else base.std(ddof=1) if len(base) > 1 else 0.0)
     unit = scale if scale > 0 else 1.0
     change = difference(Pairs(captions, base, tuned)).over(unit)
-    beyond = margin(captions, base, other, share)
+    beyond = _widened(margin(captions, base, other, share), share, len(set(captions)))
     return Figure(
         role,
         float(base.mean()),
@@ -118,8 +119,17 @@ def _kid(base: Measured, other: Measured, tuned: Measured, real: Floats, share: 
     captions = [prompt.caption for prompt in base.prompts]
     one, two, three = (_features(each) for each in (base, other, tuned))
     change = Distances(captions, one, three, real).difference()
-    beyond = Distances(captions, one, two, real).margin(share)
+    beyond = _widened(Distances(captions, one, two, real).margin(share), share, len(set(captions)))
     return Figure("measure", 0.0, 0.0, change.value, change.low, change.high, beyond)
+
+
+def _widened(margin: float | None, share: float, count: int) -> float | None:
+    """A margin as far out as Student's t is beyond the normal distribution.
+
+    The spread of chance is known from no more than `count` captions: without this, few of them and a small share give
+    margins that are beyond their share by far.
+    """
+    return None if margin is None else margin * float(stdtrit(count, 1 - share / 2) / ndtri(1 - share / 2))
 
 
 def _features(measured: Measured) -> Floats:
