@@ -88,10 +88,10 @@ def train(plan: Plan) -> None:
             took = time.monotonic() - began
             # Who is asked to stop has no time to wait: guards look at that checkpoint's adapter when it goes on.
             rows = [] if stop else guards.collect(step)
-            values |= guards.seconds()
             if tracker and journal:
-                tracker.log(step, step_charts(values))
-                journal.add(step, {**values, "clips": clips})
+                logged = {**values, **guards.seconds()}  # of this worker alone, so that no stop rule may go by it
+                tracker.log(step, step_charts(logged))
+                journal.add(step, {**logged, "clips": clips})
                 scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
                 report.stepped(step, pace=pace.add(took), scores=scores)
                 if step == start.step + 1 and trainer.first_sent is not None:

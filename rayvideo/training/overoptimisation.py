@@ -99,10 +99,14 @@ def examine(rows: Sequence[Row], patience: int) -> Finding:
             costs = " and ".join(fall.text() for fall in fallen[-1])
             reason = (
                 f"over-optimised: from {start} to step {rows[-1].step} the training judge went from {before:+.2f} σ to "
-                f"{now:+.2f} σ, while {costs}, in {len(rows) - since} evaluations in a row some guard; "
+                f"{now:+.2f} σ, while {costs}; guards were beyond their margins in {_times(len(rows) - since)}; "
                 f"{_choice(best, bool(holding))}"
             )
     return Finding(best.step, bool(holding), reason)
+
+
+def _times(count: int) -> str:
+    return f"{count} evaluations in a row" if count > 1 else "one evaluation"
 
 
 def _choice(best: Row, holds: bool) -> str:

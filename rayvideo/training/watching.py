@@ -12,8 +12,10 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayTaskError
 from ray.train.collective import barrier
 
+from rayvideo.errors import UserError
 from rayvideo.evaluation.findings import roles
 from rayvideo.evaluation.guarding.actors import Adapter
 from rayvideo.evaluation.guarding.rows import Figure, Row
@@ -103,7 +105,7 @@ class Watching:
             return []
         started = time.perf_counter()
         self._report.phase(f"guards of step {max(self._away)}")
-        lines = [ray.get(away) for _, away in sorted(self._away.items())] if self._tracker else []
+        lines = [_found(away) for _, away in sorted(self._away.items())] if self._tracker else []
         self._away.clear()
         lines = self._shared(lines)
         self._waited += time.perf_counter() - started
@@ -151,6 +153,16 @@ class Watching:
                 assert self._tracker is not None
                 self._tracker.log(row.step, charts(row, held_out))
         write_lines(self._file, self._rows.values())
+
+
+def _found(away: Any) -> dict[str, Any]:
+    """A row, as JSON; what the user can mend is raised as it was in the actor."""
+    try:
+        return dict(ray.get(away))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def charts(row: Row, held_out: set[str]) -> dict[str, float]:

@@ -50,7 +50,8 @@ def recipe(tiny_pipeline: Path, tiny_clips: Path, tmp_path_factory: pytest.TempP
             "editing": {"steps": 5},
             "reward": {"judges": [{"name": "bright", "type": "tests.cluster.judges:Brightness"}], "segments": 2},
             "training": {
-                "steps": 6, "lr": 3e-2, "precision": "fp32", "checkpoint_every": 99, "keep_checkpoints": 1,
+                "steps": 6, "lr": 5e-2, "warmup_steps": 0, "precision": "fp32", "checkpoint_every": 99,
+                "keep_checkpoints": 1, "workers": 2, "cpus_per_worker": 0.5, "batch_size": 1,
                 "stop_rule": "rayvideo.training.overoptimisation:OverOptimised", "stop_options": {"patience": 1},
             },
             "evaluation": {

@@ -62,8 +62,8 @@ def test_the_reason_has_the_figures() -> None:
     assert finding.best == 30
     assert finding.reason == (
         "over-optimised: from step 30 to step 50 the training judge went from +1.20 σ to +1.90 σ, while held_out fell "
-        "from +0.60 σ to +0.05 σ (margin 0.20) and motion changed by -30% (margin 20%), in 2 evaluations in a row some "
-        "guard; step 30 has the largest held-out gain (+0.60 σ) of those whose guards hold"
+        "from +0.60 σ to +0.05 σ (margin 0.20) and motion changed by -30% (margin 20%); guards were beyond their "
+        "margins in 2 evaluations in a row; step 30 has the largest held-out gain (+0.60 σ) of those whose guards hold"
     )
 
 
