@@ -26,12 +26,13 @@ with quickly():
     from rayvideo.evaluation import EvaluationError
     from rayvideo.evaluation.compare import check, evaluate
     from rayvideo.evaluation.findings import print_table
+    from rayvideo.evaluation.guarding.rows import Row
     from rayvideo.evaluation.publish import publish, track
     from rayvideo.evaluation.report import write_report
     from rayvideo.paths import argument
     from rayvideo.recipe import Recipe, load_recipe, parse_recipe
     from rayvideo.settling import settle
-    from rayvideo.storage import absolute, is_file, join, read_bytes, read_summary
+    from rayvideo.storage import absolute, is_file, join, read_bytes, read_lines, read_summary
     from rayvideo.tracking import Tracker, commit, create_run, find_run, open_experiment, run_url, ui_command, versions
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ def main(args: argparse.Namespace) -> None:
         logger.info("writing the report")
         metrics = join(run_folder, "metrics.jsonl") if run_folder else ""
         curve = read_bytes(metrics).decode() if is_file(metrics) else None
-        write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve)
+        guards = [Row.of(line) for line in read_lines(join(run_folder, "guards.jsonl"))] if run_folder else []
+        write_report(work, recipe, comparison, _facts(recipe, adapter, tracker), curve, guards)
         summary = publish(recipe, comparison, adapter, work, out, tracker)
         product = trained.get("verdict") or {"step": trained.get("steps", 0)}
         track(recipe, comparison, work, tracker, step=product["step"])

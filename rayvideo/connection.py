@@ -106,10 +106,12 @@ def logical_cpus(recipe: Recipe, cores: int) -> int:
     """CPUs that a one-machine Ray must count so that the greediest phase of `recipe` and a task beside it fit."""
     data, training, evaluation = recipe.data, recipe.training, recipe.evaluation
     judges = sum(judge.num_cpus * judge.replicas.max for judge in (*recipe.reward.judges, *evaluation.judges))
+    generation = evaluation.workers * evaluation.cpus_per_worker
+    guards = generation if evaluation.guards else 0
     phases = (
         data.encoders * data.encoder_cpus + data.decode_cpus,
-        training.workers.max * training.cpus_per_worker + judges,
-        evaluation.workers * evaluation.cpus_per_worker + judges,
+        training.workers.max * training.cpus_per_worker + judges + guards,
+        generation + judges,
     )
     return max(MIN_CPUS, cores, math.ceil(max(phases)) + 1)
 

@@ -37,12 +37,27 @@ def prompts(recipe: Recipe) -> list[Prompt]:
 
 def shown(recipe: Recipe) -> list[Prompt]:
     """The prompts whose clips are looked at: `evaluation.previews` captions of each set, with the first seed."""
+    return _some(recipe, recipe.evaluation.previews)
+
+
+def guarded(recipe: Recipe) -> list[Prompt]:
+    """The prompts whose clips guard: `evaluation.guards` captions of each set, with every seed."""
+    some = _some(recipe, recipe.evaluation.guards)
+    return [prompt._replace(seed=seed) for prompt in some for seed in dict.fromkeys(recipe.evaluation.seeds)]
+
+
+def elsewhere(guarded: Sequence[Prompt]) -> list[Prompt]:
+    """The same captions under as many other seeds: what chance alone does to clips of one model."""
+    beyond = max(prompt.seed for prompt in guarded) - min(prompt.seed for prompt in guarded) + 1
+    return [prompt._replace(seed=prompt.seed + beyond) for prompt in guarded]
+
+
+def _some(recipe: Recipe, count: int) -> list[Prompt]:
+    """`count` captions of each set, with the first seed."""
     options = recipe.evaluation
     everything = [prompt for prompt in prompts(recipe) if prompt.seed == options.seeds[0]]
     return [
-        prompt
-        for name in options.sets
-        for prompt in spread([each for each in everything if each.set == name], options.previews)
+        prompt for name in options.sets for prompt in spread([each for each in everything if each.set == name], count)
     ]
 
 

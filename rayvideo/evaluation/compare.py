@@ -26,8 +26,7 @@ from rayvideo.evaluation.adapter import check_generator
 from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.judge import judge_clips, judged_frames, sights
-from rayvideo.evaluation.metrics import MIN_FRAMES, kid, resolve_features
-from rayvideo.evaluation.optical_flow import MIN_SIDE
+from rayvideo.evaluation.metrics import check_measurable, kid, resolve_features
 from rayvideo.evaluation.paired import Estimate, Pairs, difference, pairs_of
 from rayvideo.evaluation.workers import Clips, Variant, Workers
 from rayvideo.progress import progress
@@ -124,14 +123,7 @@ def check(recipe: Recipe, adapter: str | None) -> None:
     if recipe.evaluation.features:
         resolve_features(recipe.evaluation.features)
     check_held_out(recipe)
-    if recipe.data.frames < MIN_FRAMES:
-        raise EvaluationError(f"data.frames {recipe.data.frames}: motion is measured on at least {MIN_FRAMES} frames")
-    height, width = recipe.data.height, recipe.data.width
-    if max(height, width) < MIN_SIDE:
-        raise EvaluationError(
-            f"data.height {height}, data.width {width}: optical flow is measured on frames of at least {MIN_SIDE} "
-            "pixels; make one of them larger"
-        )
+    check_measurable(recipe.data)
     wanted = prompts(recipe)
     if not wanted:
         raise EvaluationError("evaluation.sets is empty: name files of captions there or with --captions NAME=FILE")

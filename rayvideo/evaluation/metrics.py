@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rayvideo.evaluation import EvaluationError
-from rayvideo.evaluation.optical_flow import mean_flow
+from rayvideo.evaluation.optical_flow import MIN_SIDE, mean_flow
 from rayvideo.own_modules import resolve_name
-from rayvideo.sections import Features
+from rayvideo.sections import Data, Features
 
 MIN_FRAMES = 4  # that motion is measured on
 GRID = 16  # cells of the coarse picture in which movement is seen
@@ -37,6 +37,21 @@ class FeatureExtractor(nn.Module, ABC):
     @abstractmethod
     def features(self, frames: Tensor) -> Tensor:
         """Features [N, D] of frames [N, 3, H, W] in [0, 1]."""
+
+
+def check_measurable(data: Data) -> None:
+    """Refuse clips that are too short or too small to measure.
+
+    Raises:
+        EvaluationError: naming the options.
+    """
+    if data.frames < MIN_FRAMES:
+        raise EvaluationError(f"data.frames {data.frames}: motion is measured on at least {MIN_FRAMES} frames")
+    if max(data.height, data.width) < MIN_SIDE:
+        raise EvaluationError(
+            f"data.height {data.height}, data.width {data.width}: optical flow is measured on frames of at least "
+            f"{MIN_SIDE} pixels; make one of them larger"
+        )
 
 
 def measure(clip: Tensor) -> dict[str, float]:

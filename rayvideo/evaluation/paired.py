@@ -106,12 +106,7 @@ def margin(
 
 
 def _quotient(captions: Sequence[str], above: Floats, below: Floats, seed: int = 0) -> Estimate:
-    """sum(above) / sum(below), with the expanded percentile interval of captions that are drawn anew.
-
-    Plain percentiles and BCa are too narrow for few captions: with six they held the truth in 76 to 86 % where 95 %
-    were meant. Hesterberg (2015, "What teachers should know about the bootstrap") takes percentiles further out, as far
-    as Student's t is wider than the normal distribution: 87 to 94 % with six, 91 to 94 % with 17, 93 to 95 % with 40.
-    """
+    """sum(above) / sum(below), with the interval of captions that are drawn anew."""
     value = float(above.sum() / below.sum())
     sums = np.stack([_by_caption(captions, above), _by_caption(captions, below)])
     count = sums.shape[1]
@@ -120,10 +115,20 @@ def _quotient(captions: Sequence[str], above: Floats, below: Floats, seed: int =
     drawn = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw of captions whose base is 0: without a bound
         quotients = np.divide(*(each[drawn].sum(1) for each in sums))
+    return Estimate(value, *interval(quotients, count))
+
+
+def interval(draws: Floats, count: int) -> tuple[float | None, float | None]:
+    """The expanded percentile interval of an estimate's values [R] on draws of `count` captions.
+
+    Plain percentiles and BCa are too narrow for few captions: with six they held the truth in 76 to 86 % where 95 %
+    were meant. Hesterberg (2015, "What teachers should know about the bootstrap") takes percentiles further out, as far
+    as Student's t is wider than the normal distribution: 87 to 94 % with six, 91 to 94 % with 17, 93 to 95 % with 40.
+    """
     tail = ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 - CONFIDENCE) / 2))
-    bounds = np.quantile(quotients, (tail, 1 - tail), method="closest_observation")
+    bounds = np.quantile(draws, (tail, 1 - tail), method="closest_observation")
     low, high = (float(bound) if math.isfinite(bound) else None for bound in bounds)
-    return Estimate(value, low, high)
+    return low, high
 
 
 def _by_caption(captions: Sequence[str], values: Floats) -> Floats:

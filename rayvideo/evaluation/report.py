@@ -16,6 +16,8 @@ import yaml
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
 from rayvideo.evaluation.curves import CHART, History, Scale, histories, smoothed
 from rayvideo.evaluation.findings import roles, table, warnings
+from rayvideo.evaluation.guarding.curves import guard_curves
+from rayvideo.evaluation.guarding.rows import Row
 from rayvideo.evaluation.outcome import outcome
 from rayvideo.evaluation.pages import environment
 from rayvideo.evaluation.paired import change
@@ -89,13 +91,19 @@ class Line:
 
 
 def write_report(
-    folder: Path, recipe: Recipe, comparison: Comparison, facts: dict[str, str], metrics: str | None = None
+    folder: Path,
+    recipe: Recipe,
+    comparison: Comparison,
+    facts: dict[str, str],
+    metrics: str | None = None,
+    guards: Sequence[Row] = (),
 ) -> Path:
     """Write `folder`/report/index.html and return its path.
 
     Args:
         facts: What the head of the page says, such as run, adapter, commit.
         metrics: Content of the run's metrics.jsonl, for the reward curve.
+        guards: What guards found while it was trained.
     """
     columns = _columns(recipe, comparison)
     page = (
@@ -118,6 +126,7 @@ def write_report(
             unreadable=comparison.unreadable,
             segments=recipe.reward.segments,
             curves=[_curve(key, points) for key, points in _histories(recipe, metrics or "").items()],
+            guards=guard_curves(guards),
             chart=CHART,
             previews=_grouped(comparison.previews, folder),
             recipe=yaml.safe_dump(shareable(recipe), sort_keys=False, allow_unicode=True),

@@ -22,12 +22,21 @@ class RuleState(NamedTuple):
 
     state: dict[str, Any]
     """What the rule itself remembers, as JSON."""
-    keep: int | None
-    """Step whose checkpoint the rule may still name as the product, so that it must not be deleted."""
+    keep: tuple[int, ...]
+    """Steps whose checkpoints the rule may still name as the product, so that they must not be deleted."""
     verdict: Verdict | None
 
 
-def verdict_of(state: Mapping[str, Any]) -> Verdict | None:
-    """The verdict that ended the run after a checkpoint's step, by what the checkpoint's state.json holds."""
+def verdict_of(state: Mapping[str, Any], steps: int) -> Verdict | None:
+    """The verdict that ended the run after a checkpoint's step, by what the checkpoint's state.json holds.
+
+    One that was given after the last step only chose the product: it ends no run that has more steps by now.
+
+    Args:
+        steps: Optimizer steps that the run is to make in all.
+    """
     found = state.get("verdict")
-    return Verdict(**found) if found else None
+    if not found:
+        return None
+    verdict = Verdict(**found)
+    return None if verdict.given_at == state["recipe"]["training"]["steps"] < steps else verdict

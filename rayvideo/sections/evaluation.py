@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rayvideo.sections.base import FilePath, Name, Positive, Resources, Section
 from rayvideo.sections.reward import Judge
@@ -58,10 +58,24 @@ class Evaluation(Section):
         4, ge=0, description="Captions shown in each of those comparisons and in the report, per set; 0 shows none."
     )
 
+    guards: int = Field(
+        0,
+        ge=0,
+        description="Captions of each set, with all seeds, by which actors beside the training tell every `every` "
+        "steps what it costs: held-out judges, motion, flicker, diversity, KID, against the base (docs/guards.md). "
+        "0: none. All sets together need 6.",
+    )
+
     @field_validator("steps", mode="before")
     @classmethod
     def _one_or_several(cls, steps: Any) -> Any:
         return tuple(steps) if isinstance(steps, list) else (steps,)
+
+    @model_validator(mode="after")
+    def _guards_have_a_rhythm(self) -> Evaluation:
+        if self.guards and not self.every:
+            raise ValueError("evaluation.guards needs evaluation.every, the training steps between two looks")
+        return self
 
     @field_validator("steps")
     @classmethod

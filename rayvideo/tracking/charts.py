@@ -14,6 +14,7 @@ PICTURE, TRAINING, JUDGES, SECONDS, BASE = "5-picture", "6-training", "7-judges"
 
 MEASURES = {
     "kid": HELD_OUT,  # no judge, but no training saw it either
+    "diversity": HELD_OUT,
     "motion": MOTION,
     "optical_flow": MOTION,
     "flicker": MOTION,
@@ -64,6 +65,18 @@ def clip_chart(source: str, captions: str, metric: str, *, held_out: Collection[
 def base_chart(source: str, captions: str, metric: str) -> str:
     """The same of the base's clips, where these do not begin the tuned model's curve."""
     return f"{BASE}/{_dotted(source, captions, metric)}"
+
+
+def guard_chart(captions: str | None, metric: str, *, held_out: Collection[str] = ()) -> str:
+    """The name in MLflow of a change that guards found.
+
+    Args:
+        captions: Name of the caption set; None for all of them together.
+        metric: As for `clip_chart`.
+        held_out: As for `clip_chart`.
+    """
+    group = MEASURES.get(metric, HELD_OUT if metric in held_out else REWARD)
+    return f"{group}/{_dotted('guards', *([] if captions is None else [captions]), metric)}"
 
 
 def strip_key(source: str, captions: str, caption: str) -> str:

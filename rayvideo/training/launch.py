@@ -17,6 +17,7 @@ from rayvideo.data.table import LatentTable
 from rayvideo.errors import RecipeError, Stopped
 from rayvideo.evaluation import pyfunc
 from rayvideo.evaluation.adapter import check_adapter
+from rayvideo.evaluation.guarding.beside import beside
 from rayvideo.evaluation.previews import embed_shown
 from rayvideo.models import load_model, start
 from rayvideo.progress import progress
@@ -83,7 +84,7 @@ def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float, typed: S
     done, steps = good.step if good else 0, recipe.training.steps
     if done > steps:
         raise RecipeError(f"training.steps {steps}: run {name!r} has done {done} steps already")
-    given = verdict_of(good.state) if good else None
+    given = verdict_of(good.state, steps) if good else None
     verdict = None if overrule else given
     if overrule and given:
         Tracker(ref).tag(verdict=f"overruled: {given.reason}")
@@ -155,23 +156,25 @@ def _train(
         ref = _begin(recipe, table, ref, typed)
         with Tracker(ref) as tracker:
             try:
-                newest, refused = _fit(
-                    Plan(
-                        recipe=shared,
-                        run_folder=folder,
-                        table=table,
-                        pool=pool,
-                        shown=shown,
-                        tracking=ref,
-                        call_id=uuid4().hex[:8],
-                        start_reason=reason,
-                        overruled=overruled,
+                with beside(recipe, pool, folder) as guards:
+                    newest, refused = _fit(
+                        Plan(
+                            recipe=shared,
+                            run_folder=folder,
+                            table=table,
+                            pool=pool,
+                            shown=shown,
+                            guards=guards,
+                            tracking=ref,
+                            call_id=uuid4().hex[:8],
+                            start_reason=reason,
+                            overruled=overruled,
+                        )
                     )
-                )
             except Stopped as stop:
                 runs.write_summary(folder, {"finished": False, "steps": stop.steps})
                 raise
-            verdict = verdict_of(newest.state) if newest else None
+            verdict = verdict_of(newest.state, recipe.training.steps) if newest else None
             return _finish(recipe, newest, refused, tracker, started, verdict)
     finally:
         pool.close()
@@ -220,7 +223,7 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
             run_attempt(plan)
             newest, refused = newest_good(plan.run_folder, plan.tracking.run_id)
             before, done = done, newest.step if newest else 0
-            ended = newest is not None and verdict_of(newest.state) is not None and not plan.overruled
+            ended = newest is not None and verdict_of(newest.state, steps) is not None and not plan.overruled
             # Where no step was gained, another attempt would gain none either; `_finish` raises the reason.
             if done >= steps or ended or done == before:
                 return newest, refused

@@ -29,6 +29,7 @@ from rayvideo.training.plan import Plan
 from rayvideo.training.ray_train.preemption import STOP, asked
 from rayvideo.training.ray_train.saver import Saver, agree, load
 from rayvideo.training.stop_rule import Stopping
+from rayvideo.training.watching import Watching
 
 
 def train(plan: Plan) -> None:
@@ -78,6 +79,9 @@ def train(plan: Plan) -> None:
     saver = Saver(engine, plan, start, rank, workers)
     first = FirstUpdates(objective.patience, done=start.step > 0)
     stopping = Stopping(recipe.training, start.rule, overruled=plan.overruled)
+    guards = Watching(plan, engine, device, report, tracker, start.step)
+    for step in guards.away:
+        stopping.hold(step)
     # Workers that were lost after a verdict are started again by Ray Train, and have nothing left to do.
     steps = range(0) if start.ended else range(start.step + 1, recipe.training.steps + 1)
     try:
@@ -86,11 +90,15 @@ def train(plan: Plan) -> None:
             values = mean_over_workers({**trainer.step(step), STOP: asked(plan.mailbox, rank)}, device)
             stop = values.pop(STOP) > 0
             clips = gather_over_workers(torch.tensor(trainer.taken(), device=device)).tolist()
+            took = time.monotonic() - began
+            # Who is asked to stop has no time to wait: guards look at that checkpoint's adapter when it goes on.
+            rows = [] if stop else guards.collect(step)
             if tracker and journal:
-                tracker.log(step, step_charts(values))
-                journal.add(step, {**values, "clips": clips})
+                logged = {**values, **guards.seconds()}  # of this worker alone, so that no stop rule may go by it
+                tracker.log(step, step_charts(logged))
+                journal.add(step, {**logged, "clips": clips})
                 scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
-                report.stepped(step, pace=pace.add(time.monotonic() - began), scores=scores)
+                report.stepped(step, pace=pace.add(took), scores=scores)
                 if step == start.step + 1 and trainer.first_sent is not None:
                     seen = sights(recipe, plan.pool, trainer.first_sent)
                     tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
@@ -102,10 +110,18 @@ def train(plan: Plan) -> None:
                     tracker.tag(still=still)
             if waits and step == start.step + 1 and not stop and previews.lacks(0):
                 previews.show(0)
+            for row in rows:
+                if said := stopping.watch(row):
+                    report.say(f"warning: {said}")
+                    if tracker:
+                        tracker.tag(guards=said)
             verdict = stopping.ask(step, values)
             if verdict:
                 report.say(f"step {step} is the last: {verdict.reason}; the adapter of step {verdict.step} is kept")
             last = step == recipe.training.steps or verdict is not None
+            if guards.due(step) and not (last or stop):
+                guards.begin(step)
+                stopping.hold(step)
             if last or (_shows(recipe, step) and not stop):
                 previews.show(step)
             if last or stop or step % recipe.training.checkpoint_every == 0 or stopping.must_save(step):

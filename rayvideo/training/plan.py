@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rayvideo.data.table import LatentTable
 from rayvideo.data.trimmed import Trimmed
@@ -32,5 +33,7 @@ class Plan:
     """Why `finetune` was called, which is the reason of its first attempt in attempts.jsonl."""
     overruled: bool = False
     """Whether the run goes on to its last step whatever the recipe's stop rule says."""
+    guards: Any = None
+    """The actor `GuardsActor`; None without `evaluation.guards`."""
     mailbox: Mailbox = field(default_factory=Mailbox)
     board: Board = field(default_factory=Board)

@@ -11,6 +11,8 @@ from rayvideo.data.manifest import read_captioned
 from rayvideo.data.prepared import open_prepared
 from rayvideo.errors import RecipeError
 from rayvideo.evaluation.captions import prompts, shown
+from rayvideo.evaluation.findings import roles
+from rayvideo.evaluation.guarding.check import check as check_guards
 from rayvideo.evaluation.heldout import check_held_out
 from rayvideo.evaluation.metrics import resolve_features
 from rayvideo.models import ModelError, VideoModel, load_model, start
@@ -25,7 +27,7 @@ from rayvideo.schedules import Chain
 from rayvideo.tracking import RunRef, find_run, open_experiment
 from rayvideo.training import objectives
 from rayvideo.training.objective import Objective
-from rayvideo.training.stop_rule import load_rule
+from rayvideo.training.stop_rule import WatchfulRule, load_rule
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,27 @@ def check(recipe: Recipe, *, resume: bool = False) -> None:
         read_captioned(recipe.data.manifest, recipe.data.root, recipe.data.max_bad_fraction)
     else:
         open_prepared(recipe)
-    load_rule(recipe.training)
+    check_guards(recipe)
+    _check_rule(recipe)
     _check_model(recipe, objective, fresh=not (resume and steps_in(runs.folder_of(recipe))))
+
+
+def _check_rule(recipe: Recipe) -> None:
+    """Refuse a stop rule that can't be made, and one that goes by guards where there are none."""
+    rule = load_rule(recipe.training)
+    if not isinstance(rule, WatchfulRule):
+        return
+    name = recipe.training.stop_rule
+    if not recipe.evaluation.guards:
+        raise RecipeError(
+            f"training.stop_rule {name!r} goes by what guards find: set evaluation.guards, the captions of each set "
+            "that they look at, and evaluation.every, the steps between two looks"
+        )
+    if "held-out" not in roles(recipe).values():
+        raise RecipeError(
+            f"training.stop_rule {name!r} goes by judges that training does not listen to: list one under "
+            "evaluation.judges"
+        )
 
 
 def _without_gradient() -> str:

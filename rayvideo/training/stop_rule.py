@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from rayvideo.errors import RecipeError, UserError
+from rayvideo.evaluation.guarding.rows import Row
 from rayvideo.own_modules import refuse_options, resolve_name
 from rayvideo.runs.verdict import RuleState, Verdict
 from rayvideo.sections import Training
@@ -44,6 +45,22 @@ class StopRule(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Remember what `state` returned after a checkpoint's step, from which the run goes on; `keep` as well."""
+
+
+@runtime_checkable
+class WatchfulRule(StopRule, Protocol):
+    """A stop rule that is also told what guards find; it needs `evaluation.guards`.
+
+    A row comes some steps after the one that it is of, because training goes on meanwhile. The checkpoint of that step
+    stays until then, and `keep` and a verdict may name it in the call that follows.
+    """
+
+    def watch(self, row: Row) -> str | None:
+        """Called on every worker with each row, before the call that follows; the newest again after a resumption.
+
+        Returns:
+            A sentence for the user, if there is something to say.
+        """
 
 
 def load_rule(training: Training) -> StopRule | None:
@@ -90,11 +107,35 @@ class Stopping:
         self._name = training.stop_rule
         self._rule = None if overruled else load_rule(training)
         self._verdict: Verdict | None = None
+        self._held: set[int] = set()
+        self._arrived: set[int] = set()
         if self._rule and state is not None:
             try:
                 self._rule.restore(state)
             except Exception as error:
                 raise StopRuleError(f"training.stop_rule {self._name!r}: restore() failed: {error!r}") from error
+
+    def hold(self, step: int) -> None:
+        """Save a checkpoint of a step that guards look at, and keep it until the rule knows what they found."""
+        if isinstance(self._rule, WatchfulRule):
+            self._held.add(step)
+
+    def watch(self, row: Row) -> str | None:
+        """Tell the rule what guards found, and return what it says to that.
+
+        Raises:
+            StopRuleError: the rule failed.
+        """
+        if not isinstance(self._rule, WatchfulRule):
+            return None
+        self._held.discard(row.step)
+        self._arrived.add(row.step)
+        try:
+            return self._rule.watch(row)
+        except Exception as error:
+            raise StopRuleError(
+                f"training.stop_rule {self._name!r} failed on the guards of step {row.step}: {error!r}"
+            ) from error
 
     def ask(self, step: int, values: Mapping[str, float]) -> Verdict | None:
         """The verdict after a step, if there is one.
@@ -105,16 +146,17 @@ class Stopping:
         if self._rule is None:
             return None
         before = self._rule.keep
+        known, self._arrived = {before, *self._arrived}, set()
         try:
             self._verdict = self._rule(step, values)
         except Exception as error:
             raise StopRuleError(f"training.stop_rule {self._name!r} failed after step {step}: {error!r}") from error
-        if self._rule.keep not in (None, before, step):
+        if self._rule.keep not in {None, step, *known}:
             raise StopRuleError(
                 f"training.stop_rule {self._name!r} set keep to {self._rule.keep} after step {step}; allowed: None, "
                 f"{step}, or to leave it as it was ({before})"
             )
-        if self._verdict and (self._verdict.step not in {before, step} or self._verdict.given_at != step):
+        if self._verdict and (self._verdict.step not in {step, *known} or self._verdict.given_at != step):
             raise StopRuleError(
                 f"training.stop_rule {self._name!r} gave {self._verdict} after step {step}; allowed: given_at={step}, "
                 f"and a step that has a checkpoint: {step}, or what keep was before ({before})"
@@ -123,7 +165,7 @@ class Stopping:
 
     def must_save(self, step: int) -> bool:
         """Whether a step needs a checkpoint because the rule names it as the best so far."""
-        return self._rule is not None and self._rule.keep == step
+        return self._rule is not None and (self._rule.keep == step or step in self._held)
 
     def saved(self) -> RuleState | None:
         """What a checkpoint has to hold of the rule, None without one.
@@ -140,4 +182,5 @@ class Stopping:
             raise StopRuleError(
                 f"training.stop_rule {self._name!r}: state() must return a dict that JSON can hold: {error!r}"
             ) from error
-        return RuleState(state, self._rule.keep, self._verdict)
+        kept = {self._rule.keep, *self._held}
+        return RuleState(state, tuple(sorted(step for step in kept if step is not None)), self._verdict)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rayvideo.data.manifest import ManifestError
-from rayvideo.evaluation.captions import Prompt, file_name, prompts, shown, spread
+from rayvideo.evaluation.captions import Prompt, elsewhere, file_name, guarded, prompts, shown, spread
 from rayvideo.evaluation.judge import judged_frames
 from rayvideo.recipe import Recipe, parse_recipe
 
@@ -46,6 +46,11 @@ def test_few_captions_come_from_the_whole_list(sets: dict[str, str]) -> None:
     assert [prompt.caption for prompt in prompts(few)] == ["cat 0", "cat 2", "cat 5", "cat 7", "a red car"]
     assert [prompt.caption for prompt in shown(few)] == ["cat 0", "cat 5", "a red car"]
     assert shown(recipe(sets=sets, previews=0)) == []
+    watched = recipe(sets=sets, guards=2, every=1, seeds=[3, 1])
+    assert [prompt[1:] for prompt in guarded(watched)] == [
+        (caption, seed) for caption in ("cat 0", "cat 5", "a red car") for seed in (3, 1)
+    ], "with every seed, those of a caption in a row"
+    assert [prompt.seed for prompt in elsewhere(guarded(watched))] == [6, 4] * 3
     assert spread("abc", 7) == ["a", "b", "c"]
 
 

@@ -17,6 +17,7 @@ from rayvideo.data.video import read_clip, write_clip
 from rayvideo.evaluation.captions import Prompt
 from rayvideo.evaluation.compare import Chain, Comparison, Figures, Preview
 from rayvideo.evaluation.findings import figures_of, print_table, table, warnings
+from rayvideo.evaluation.guarding.rows import Figure, Row
 from rayvideo.evaluation.report import write_report
 from rayvideo.evaluation.workers import Variant
 from rayvideo.recipe import Recipe, parse_recipe
@@ -150,6 +151,22 @@ def test_page_is_whole_safe_and_self_contained(recipe: Recipe, tmp_path: Path) -
     assert len(clips) == 2
     (tmp_path / "again.mp4").write_bytes(clips[1])
     assert read_clip(tmp_path / "again.mp4", 4, 8, 32, 32).mean() == pytest.approx(200, abs=3)
+
+
+def test_what_guards_found_is_drawn_with_interval_and_margin(recipe: Recipe, tmp_path: Path) -> None:
+    figures = {
+        "held_out": Figure("held-out", 0, 0, 0.5, 0.25, 0.75, 0.2),
+        "motion": Figure("measure", 0, 0, -0.5, -0.75, -0.25, 0.25),
+    }
+    page = write_report(tmp_path, recipe, comparison(tmp_path), {}, guards=[Row(40, 80, figures)]).read_text()
+    assert "Guards while training" in page
+    assert re.findall(r'class="band" points="([^"]+)"', page) == [
+        "0.0,240.0 680.0,160.0 680.0,0.0 0.0,240.0",
+        "0.0,0.0 680.0,240.0 680.0,80.0 0.0,0.0",
+    ]
+    assert re.findall(r'class="margin" x1="0" y1="([^"]+)"', page) == ["80.0"], "of a measure alone"
+    assert "held-out judge, change σ; lower is worse; margin 0.2" in page
+    assert "Guards while" not in write_report(tmp_path, recipe, comparison(tmp_path), {}).read_text()
 
 
 def test_reward_curve_rises_to_the_right(recipe: Recipe, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayvideo.tracking.charts import base_chart, clip_chart, step_chart, strip_key
+from rayvideo.tracking.charts import base_chart, clip_chart, guard_chart, step_chart, strip_key
 from rayvideo.tracking.run import metric_name
 
 STEP = {
@@ -42,6 +42,13 @@ def test_reward_held_out_motion_and_clips_come_first() -> None:
 def test_figures_of_clips_have_their_groups() -> None:
     assert clip_chart("preview", "in", "hps", held_out={"guard"}) == "1-reward/preview.in.hps"
     assert clip_chart("eval-50-steps", "in", "guard", held_out={"guard"}) == "2-held-out/eval-50-steps.in.guard"
+
+
+def test_what_guards_find_is_beside_what_it_is_about() -> None:
+    assert guard_chart(None, "hps") == "1-reward/guards.hps"
+    assert guard_chart("new/odd", "guard", held_out={"guard"}) == "2-held-out/guards.new.odd.guard"
+    assert guard_chart("new", "diversity") == "2-held-out/guards.new.diversity"
+    assert guard_chart(None, "flicker") == "3-motion/guards.flicker"
 
 
 def test_slashes_in_sets_and_captions_open_no_groups() -> None:

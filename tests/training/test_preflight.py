@@ -391,6 +391,23 @@ def test_what_counts_as_the_same_weights(tiny_pipeline, tiny_judge, tmp_path, tr
     assert ("other" in trained_on(recipe)) == same
 
 
+def test_guards_that_could_tell_nothing_are_refused(tiny_pipeline, tiny_judge, tmp_path):
+    (tmp_path / "some.txt").write_text("".join(f"cat {n}\n" for n in range(6)))
+    rule = {"training": {"stop_rule": "rayvideo.training.overoptimisation:OverOptimised"}}
+    sets = {"evaluation__sets": {"some": str(tmp_path / "some.txt")}, "evaluation__every": 10}
+
+    def refused(kind: type[UserError], message: str, **changes: Any) -> None:
+        with pytest.raises(kind, match=message):
+            check(recipe_with(tiny_pipeline, tiny_judge, tmp_path, **changes))
+
+    refused(RecipeError, r"goes by what guards find: set evaluation\.guards", **rule)
+    refused(RecipeError, "list one under evaluation.judges", **rule, **sets, evaluation__guards=6)
+    refused(EvaluationError, r"^evaluation\.guards 5: 5 captions .* need 6; raise it", **sets, evaluation__guards=5)
+    refused(EvaluationError, "at least 4 frames", **sets, evaluation__guards=6, data__frames=2, reward__segments=2)
+    with pytest.raises(RecipeError, match=r"evaluation\.guards needs evaluation\.every"):
+        recipe_with(tiny_pipeline, tiny_judge, tmp_path, evaluation__guards=6)
+
+
 def test_clips_without_captions_are_found_before_ray_starts(tiny_pipeline, tiny_judge, tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "a.mp4").touch()

@@ -81,7 +81,7 @@ def test_a_rule_ends_the_run_in_favour_of_an_earlier_step_and_goes_on_where_it_w
     assert ask(stopping, {1: 0.5, 2: 0.9}) == {}
     assert [stopping.must_save(step) for step in (1, 2)] == [False, True]
     saved = stopping.saved()
-    assert saved == RuleState({"keep": 2, "best": 0.9}, keep=2, verdict=None)
+    assert saved == RuleState({"keep": 2, "best": 0.9}, keep=(2,), verdict=None)
     resumed = Stopping(rule("Patience", patience=3), saved.state)
     expected = Verdict(2, "the reward has not risen for 3 steps", given_at=5)
     assert ask(resumed, {3: 0.1, 4: 0.2, 5: 0.3}) == {5: expected}
@@ -89,7 +89,7 @@ def test_a_rule_ends_the_run_in_favour_of_an_earlier_step_and_goes_on_where_it_w
     last = resumed.saved()
     assert last is not None
     assert last.verdict == expected
-    assert last.keep == 2
+    assert last.keep == (2,)
 
 
 def test_the_documented_rule_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_the_documented_rule_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stopping = Stopping(Training(stop_rule="documented:Saturated", stop_options={"every": 2}))
     verdicts = [stopping.ask(step, {"saturation": value}) for step, value in ((1, 0.9), (2, 0.1), (3, 0.1), (4, 0.3))]
     assert verdicts == [None, None, None, Verdict(2, "more than 20% of the pixels are saturated", given_at=4)]
-    assert stopping.saved() == RuleState({"keep": 2}, keep=2, verdict=verdicts[3])
+    assert stopping.saved() == RuleState({"keep": 2}, keep=(2,), verdict=verdicts[3])
 
 
 def test_without_a_rule_or_overruled_nothing_is_asked() -> None:
@@ -110,9 +110,17 @@ def test_without_a_rule_or_overruled_nothing_is_asked() -> None:
 
 def test_a_checkpoint_says_whether_a_verdict_ended_the_run() -> None:
     verdict = Verdict(1, "enough", given_at=2)
-    assert verdict_of({"verdict": verdict._asdict()}) == verdict
-    assert verdict_of({"verdict": None}) is None
-    assert verdict_of({}) is None, "of an earlier version"
+    state = {"verdict": verdict._asdict(), "recipe": {"training": {"steps": 4}}}
+    assert verdict_of(state, 4) == verdict
+    assert verdict_of(state, 8) == verdict
+    assert verdict_of({"verdict": None}, 4) is None
+    assert verdict_of({}, 4) is None, "of an earlier version"
+
+
+def test_a_verdict_after_the_last_step_chose_the_product_and_ends_no_longer_run() -> None:
+    state = {"verdict": Verdict(1, "best", given_at=4)._asdict(), "recipe": {"training": {"steps": 4}}}
+    assert verdict_of(state, 4) == Verdict(1, "best", given_at=4)
+    assert verdict_of(state, 8) is None
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Retention(UserCallback):
         """Called when every worker's part of a checkpoint is in storage."""
         try:
             told = metrics[0]  # by rank 0's call of ray.train.report
-            spared = {told["keep"], *([told["best"]] if self._keep_best else [])}
+            spared = {*told["keep"], *([told["best"]] if self._keep_best else [])}
             prune(self._run_folder, told["step"], self._keep, spared)
         except OSError as error:  # no reason to end a run: the next checkpoint tries again
             logger.warning("old checkpoints in %s can't be deleted: %s", self._run_folder, error)

@@ -79,7 +79,7 @@ def agree(plan: Plan, rank: int, workers: int) -> Start:
         reasons = [one.why for one in refused]
         attempt = begin_attempt(plan.run_folder, plan.call_id, plan.start_reason, step, workers, reasons)
         state = good.state if good else {}
-        ended = verdict_of(state) is not None and not plan.overruled
+        ended = verdict_of(state, plan.recipe.training.steps) is not None and not plan.overruled
         # A plain tuple, because it goes through an actor of Ray Train. To read a `Start`, that would import this file,
         # and torch with it.
         by_others = bool(state) and state["workers"] != workers
@@ -168,7 +168,7 @@ class Saver:
         self._uploaded.clear()
         try:
             ray.train.report(
-                {"step": step, "best": best.step if best else None, "keep": rule.keep if rule else None},
+                {"step": step, "best": best.step if best else None, "keep": rule.keep if rule else ()},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name_of(step),
                 checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
