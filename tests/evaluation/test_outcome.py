@@ -102,7 +102,7 @@ def test_a_good_run_is_better(recipe: Recipe, seed: int) -> None:
         ({"held_out": 1.0, "kid": 0.03}, "(KID) rose by 0.010"),
     ],
 )
-def test_happy_judges_beside_something_broken_were_hacked(recipe: Recipe, broken: dict[str, float], said: str) -> None:
+def test_happy_judges_beside_something_broken_were_hacked(recipe: Recipe, broken: dict[str, Any], said: str) -> None:
     found = outcome(recipe, comparison(judge=1.8, **broken))
     assert found.kind == "hacked"
     assert said in found.reason
