@@ -20,7 +20,7 @@ with quickly():
     from rayvideo.runs.folder import named
     from rayvideo.tracking import tracking_uri, ui_command
     from rayvideo.training import preflight
-    from rayvideo.training.launch import finetune
+    from rayvideo.training.launch import finetune, parts_of
 
 
 def main(args: argparse.Namespace) -> None:
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe, resume=args.resume)
     preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
-    start_ray(recipe, "training", "judges", *(() if recipe.data.prepared else ("data",)))
+    start_ray(recipe, *parts_of(recipe))
     refuse_too_large(recipe)
     summary = finetune(recipe, resume=args.resume, overrule=args.overrule, typed=args.overrides)
     for judge, score in summary["scores"].items():

@@ -36,6 +36,13 @@ class Redness(Brightness):
         return frames[:, 0].flatten(1).mean(1)
 
 
+class Darkness(Brightness):
+    """Likes what `Brightness` does not."""
+
+    def score(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        return -super().score(frames, prompts)
+
+
 class Blind(Brightness):
     """Has a gradient, which is 0 everywhere."""
 
