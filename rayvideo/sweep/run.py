@@ -100,7 +100,7 @@ def outcomes(trials: Sequence[Trial], errors: dict[str, str] | None = None) -> l
     """
     found = []
     for trial in trials:
-        curve, error = trial.curve(), (errors or {}).get(trial.name)
+        curve, error = trial.curve(trial.tracker()), (errors or {}).get(trial.name)
         status = "finished" if trial.finished() else "ended early" if trial.ended() else "failed" if error else "open"
         step, score = max(curve.items(), default=(0, None))
         found.append(
@@ -141,7 +141,7 @@ def _placed(trial: Trial, shared: Recipe, ref: RunRef, folder: str, sweep: Sweep
     recipe = trial.recipe
     tracking = {"parent": ref.run_id, "uri": tracking_uri(shared)}
     changed: dict[str, Any] = {"tracking": recipe.tracking.model_copy(update=tracking)}
-    if recipe.data.manifest is not None and not any(key.startswith(("data.", "model.")) for key in sweep.vary):
+    if recipe.data.manifest is not None and not {key.partition(".")[0] for key in sweep.vary} & {"data", "model"}:
         latents = {"manifest": None, "prepared": join(folder, "latents")}
         changed["data"] = recipe.data.model_copy(update=latents)
     placed = recipe.model_copy(update=changed)

@@ -70,13 +70,17 @@ class Trial:
         """Whether its product is there."""
         return bool(runs.known(self.folder).get("finished"))
 
-    def curve(self) -> dict[int, float]:
-        """Training step -> score, as far as it has come; without step 0, where all trials are the base."""
+    def tracker(self) -> Tracker | None:
+        """Its run in MLflow, once it has got as far as that."""
         if not self.begun():
-            return {}
+            return None
         run_id = json.loads(read_bytes(join(self.folder, runs.RUN)))["run_id"]
-        curve = Tracker(find_run(self.recipe, run_id)).curve(self.metrics)
-        return {step: score for step, score in curve.items() if step}
+        return Tracker(find_run(self.recipe, run_id))
+
+    def curve(self, tracker: Tracker | None) -> dict[int, float]:
+        """Training step -> score, as far as it has come; without step 0, where all trials are the base."""
+        scores = tracker.curve(self.metrics) if tracker else {}
+        return {step: score for step, score in scores.items() if step}
 
 
 class Running(tune.Trainable):
@@ -92,6 +96,7 @@ class Running(tune.Trainable):
         self._line = Line()
         self._reported = 0  # the newest step that Tune knows of
         self._ref: Any = None
+        self._tracker: Tracker | None = None
         self._done = self._trial.finished() or self._trial.ended() is not None
 
     def step(self) -> dict[str, Any]:
@@ -99,10 +104,11 @@ class Running(tune.Trainable):
         until = time.monotonic() + WORD_S
         while True:
             over = self._done or self._ended()
-            fresh = {step: score for step, score in self._trial.curve().items() if step > self._reported}
-            if fresh:
-                self._reported, score = next(iter(fresh.items()))
-                return {STEP: self._reported, SCORE: score}
+            self._tracker = self._tracker or self._trial.tracker()
+            for step, score in self._trial.curve(self._tracker).items():
+                if step > self._reported:
+                    self._reported = step
+                    return {STEP: step, SCORE: score}
             if over:
                 return {"done": True}
             if self._ref is None:

@@ -68,7 +68,7 @@ def test_one_trial_is_done_and_one_is_ended_early(swept):
     trials, found = swept
     assert [(one["name"], one["status"]) for one in found] == [("lr-0", "finished"), ("lr-1", "ended early")]
     assert found[0]["step"] == 2
-    assert found[0]["score"] > trials[1].curve()[1]
+    assert found[0]["score"] > trials[1].curve(trials[1].tracker())[1]
     assert best(found) == found[0]
     assert Path(trials[0].folder, "adapter", "adapter_model.safetensors").is_file()
     assert json.loads(Path(trials[1].folder, "summary.json").read_text())["finished"] is False

@@ -56,13 +56,13 @@ def test_the_cursor_comes_back(shown):
 def test_ctrl_c_leaves_the_terminal_as_it_was():
     wait = """
 try:
-    print("waiting")
+    print("ready now")
     sys.stdin.readline()
 finally:
     view.close()
 """
     terminal = Terminal(PROGRAM + wait)
-    terminal.until("waiting")
+    terminal.until("ready now")
     terminal.type("\x03")
     assert terminal.end() != 0
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")
@@ -70,8 +70,8 @@ finally:
 
 
 def test_a_narrower_window_cuts_lines_and_breaks_none():
-    terminal = Terminal(PROGRAM + "print('waiting')\nsys.stdin.readline()\nview.close()", columns=100)
-    terminal.until("waiting")
+    terminal = Terminal(PROGRAM + "print('ready now')\nsys.stdin.readline()\nview.close()", columns=100)
+    terminal.until("ready now")
     terminal.resize(40)
     terminal.type("\n")
     assert terminal.end() == 0
