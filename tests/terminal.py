@@ -60,8 +60,11 @@ class Terminal:
 
 
 def _control() -> None:
-    """Make the pty the terminal that controls this process, so that Ctrl-C is a signal."""
+    """Make the pty the terminal that controls this process, so that Ctrl-C is a signal; what is typed is not shown."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    options = termios.tcgetattr(0)
+    options[3] &= ~termios.ECHO
+    termios.tcsetattr(0, termios.TCSANOW, options)
 
 
 def screen(written: str) -> list[str]:

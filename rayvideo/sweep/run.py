@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray import tune
@@ -94,6 +95,8 @@ def run(shared: Recipe, trials: Sequence[Trial], sweep: Sweep, typed: Sequence[s
 
 def outcomes(trials: Sequence[Trial], errors: dict[str, str] | None = None) -> list[dict[str, Any]]:
     """What became of each trial, by the files and MLflow: name, changes, status, step, score, and error if it failed.
+
+    The status is finished, ended early, failed or open: not begun, or not done yet.
 
     Args:
         errors: Name -> why a trial failed.
@@ -217,11 +220,13 @@ def _reason(error: BaseException) -> str:
 def _sum_up(found: list[dict[str, Any]], folder: str, tracker: Tracker) -> None:
     """Write what came of the sweep into its folder and its run in MLflow."""
     chosen = best(found)
-    file = join(folder, "summary.json")
-    runs.write_summary(folder, {"finished": True, "trials": found, "best": chosen, "mlflow": tracker.ref.shareable()})
+    facts = {"finished": True, "trials": found, "best": chosen, "mlflow": tracker.ref.shareable()}
+    summary = runs.write_summary(folder, facts)
     if chosen:
         tracker.tag(best=chosen["name"], **{"best.changes": " ".join(chosen["changes"])})
-    if Path(file).is_file():
+    with TemporaryDirectory() as work:
+        file = Path(work, "summary.json")
+        file.write_text(json.dumps(summary, indent=2))
         tracker.artifacts(file)
     if all(one["status"] == "failed" for one in found):
         raise SweepError(f"every trial failed; {found[0]['name']}: {found[0]['error']}")

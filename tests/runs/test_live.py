@@ -75,10 +75,10 @@ def test_a_narrower_window_cuts_lines_and_breaks_none():
     terminal.resize(40)
     terminal.type("\n")
     assert terminal.end() == 0
-    last = screen(terminal.written)[-7:]
-    assert [len(line) <= 40 for line in last] == [True] * 7
-    assert last[3].startswith("reward       0.0950 (+0.0600 since")
-    assert last[3].endswith("…")
+    above, *view = screen(terminal.written)[-7:]
+    assert above == "ready now"
+    assert max(map(len, view)) == 40
+    assert view[2] == "reward       0.0950 (+0.0600 since step…"
 
 
 def test_what_goes_into_a_file_still_does(tmp_path):
