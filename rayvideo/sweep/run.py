@@ -24,6 +24,7 @@ from rayvideo.settling import settle
 from rayvideo.storage import is_file, join, read_bytes, write_bytes
 from rayvideo.sweep.options import Sweep
 from rayvideo.sweep.trial import SCORE, STEP, Running, Trial
+from rayvideo.sweep.turn import HEAD
 from rayvideo.tracking import RunRef, Tracker, create_run, find_run, tracking_uri
 
 SWEEP = "sweep.json"  # in the sweep's folder: what it was begun with
@@ -184,7 +185,7 @@ def _tune(trials: list[Trial], shared: Recipe, sweep: Sweep, folder: str) -> dic
     most = max(trial.recipe.training.steps for trial in trials)
     scheduler = Halving(trials, sweep.first_rung(shared), most, sweep.keep)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Running, trials=trials), {"cpu": 0}),
+        tune.with_resources(tune.with_parameters(Running, trials=trials), HEAD),
         param_space={"trial": tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=sweep.concurrent),
         run_config=tune.RunConfig(name="tune", storage_path=folder, verbose=0),

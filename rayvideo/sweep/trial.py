@@ -18,7 +18,7 @@ from rayvideo.errors import Stopped
 from rayvideo.recipe import Recipe, parse_recipe
 from rayvideo.runs import folder as runs
 from rayvideo.storage import is_file, join, read_bytes, write_bytes
-from rayvideo.sweep.turn import OUTSIDE, Turn, needs
+from rayvideo.sweep.turn import HEAD, OUTSIDE, Turn, needs
 from rayvideo.tracking import Tracker, find_run
 from rayvideo.training.line import Line
 
@@ -132,7 +132,7 @@ class Running(tune.Trainable):
         return self._done
 
 
-@ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=OUTSIDE)
+@ray.remote(num_cpus=0, resources=HEAD, max_retries=0, scheduling_strategy=OUTSIDE)
 def drive(trial: Trial, line: Line) -> None:
     """Fine-tune a trial, or go on with it, in a process of its own.
 

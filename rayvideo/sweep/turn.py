@@ -24,9 +24,12 @@ from rayvideo.serving.pool import NAMESPACE
 EVERY_S = 0.5  # between looks at whose turn it is, and whether it is over
 OUTSIDE = "DEFAULT"
 """Scheduling strategy of what a trial starts: not inside the placement group that Tune makes for the trial itself."""
+HEAD = {"node:__internal_head__": 0.001}
+"""What a trial's own processes reserve: next to nothing, of the cluster's head, where drivers of jobs run as well. Tune
+asks for something, and what belongs to no other node takes nothing away from judges and workers."""
 
 
-@ray.remote(num_cpus=0, scheduling_strategy=OUTSIDE)
+@ray.remote(num_cpus=0, resources=HEAD, scheduling_strategy=OUTSIDE)
 class Token:
     """Whoever made the one of its name has the turn. It ends with the process that made it, however that ends."""
 
