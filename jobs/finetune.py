@@ -14,14 +14,13 @@ from rayvideo.importing import quickly
 
 with quickly():
     from rayvideo import command, own_modules
-    from rayvideo.capacity import Part
     from rayvideo.connection import start_ray
     from rayvideo.planning.refuse import refuse_too_large
     from rayvideo.recipe import load_recipe
     from rayvideo.runs.folder import named
     from rayvideo.tracking import tracking_uri, ui_command
     from rayvideo.training import preflight
-    from rayvideo.training.launch import finetune
+    from rayvideo.training.launch import finetune, parts_of
 
 
 def main(args: argparse.Namespace) -> None:
@@ -30,10 +29,7 @@ def main(args: argparse.Namespace) -> None:
     command.refuse_lost({"storage": recipe.storage})
     preflight.check(recipe, resume=args.resume)
     preflight.check_place(recipe, resume=args.resume, overrule=args.overrule)
-    parts: list[Part] = ["training", "judges"]
-    parts += [] if recipe.data.prepared else ["data"]
-    parts += ["generation", "held_out"] if recipe.evaluation.guards else []
-    start_ray(recipe, *parts)
+    start_ray(recipe, *parts_of(recipe))
     refuse_too_large(recipe)
     summary = finetune(recipe, resume=args.resume, overrule=args.overrule, typed=args.overrides)
     for judge, score in summary["scores"].items():

@@ -12,24 +12,17 @@ LOG_EVERY_S = 5.0
 LOG_EVERY_SHARE = 0.01  # of the time since the start, once that is more: a week's log has a thousand lines, not 100 000
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s in {elapsed}, {remaining} left{postfix}"
 STEPS_LINE = "{desc}: {n_fmt}/{total_fmt} steps in {elapsed}{pace}{postfix}"
-STEPS_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{pace}{postfix}]"
 
 
-def progress(label: str, total: int, items: Iterable | None = None, unit: str = "clip", *, leave: bool = True) -> tqdm:
-    """A tqdm bar over `items`, or one to `.update(n)` by hand; `.close()` it, or use it in a `with`.
-
-    Args:
-        leave: Whether a terminal shows it after its end.
-    """
+def progress(label: str, total: int, items: Iterable | None = None, unit: str = "clip") -> tqdm:
+    """A tqdm bar over `items`, or one to `.update(n)` by hand; `.close()` it, or use it in a `with`."""
     if sys.stderr.isatty():
-        return tqdm(items, desc=label, total=total, unit=unit, dynamic_ncols=True, leave=leave)
+        return tqdm(items, desc=label, total=total, unit=unit, dynamic_ncols=True)
     return _Lines(items, desc=label, total=total, unit=unit, mininterval=LOG_EVERY_S, bar_format=LINE)
 
 
 def step_progress(label: str, total: int) -> Steps:
-    """A bar of optimizer steps, whose time left comes from `Steps.pace`."""
-    if sys.stderr.isatty():
-        return Steps(desc=label, total=total, dynamic_ncols=True, bar_format=STEPS_BAR)
+    """Lines that count optimizer steps, whose time left comes from `Steps.pace`."""
     return _StepLines(desc=label, total=total, mininterval=LOG_EVERY_S, bar_format=STEPS_LINE)
 
 

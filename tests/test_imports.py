@@ -21,6 +21,7 @@ LAYERS = (
     ("cli", "command"),
     ("doctor",),
     ("planning",),
+    ("sweep",),
     ("training",),
     ("evaluation",),
     ("settling",),
@@ -60,6 +61,7 @@ ROOMS = {
     "deepspeed": ("training",),
     "ray.train": ("training",),
     "ray.train.v2": ("training/ray_train",),
+    "ray.tune": ("sweep",),
 }
 """Libraries, and the only rooms that import them; Ray Train's internals are below `ray.train.v2`."""
 

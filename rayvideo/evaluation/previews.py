@@ -58,6 +58,7 @@ class Previews:
         model: With denoiser (or the engine around it) and VAE; the adapter is switched off for the base's clips.
         embeddings: What `embed_shown` gave.
         pool: Judges the clips.
+        held_out: The judges of `evaluation.judges`, where they are to judge them too.
         tracker: Of the run, on rank 0; other ranks need none.
         told: Called with what is made, and how many clips of how many are there.
     """
@@ -72,13 +73,15 @@ class Previews:
         tracker: Tracker | None,
         told: Callable[[str, int, int], None] | None = None,
         *,
+        held_out: RewardPool | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._recipe = recipe
         self._model = model
         self._embeddings = {caption: torch.from_numpy(one.whole()) for caption, one in embeddings.items()}
-        self._pool = pool
+        self._pools = [pool, held_out] if held_out else [pool]
+        self._held_out = {judge.name for judge in held_out.judges} if held_out else set()
         self._run_folder = run_folder
         self._tracker = tracker
         self._told = told
@@ -86,6 +89,8 @@ class Previews:
         self._world_size = world_size
         self._prompts = shown(recipe)
         self._base: Pixels | None = None
+        self.means: dict[str, list[float]] = {}
+        """Measure -> its means over all sets at the newest step that was shown: base, tuned. On rank 0."""
 
     def show(self, step: int) -> dict[str, float]:
         """Make the tuned clips and, the first time, the base's; on rank 0 log both and return the figures by chart."""
@@ -113,9 +118,14 @@ class Previews:
             self._tracker.strip(key, step, base, after, prompt.caption)
             self._tracker.video(file, side_by_side)
             write_clip(join(self._run_folder, file), side_by_side)
+        of_base, of_tuned = self._figures(self._base), self._figures(tuned)
+        self.means = {
+            name: [fmean(v for (_, metric), v in side.items() if metric == name) for side in (of_base, of_tuned)]
+            for name in dict.fromkeys(metric for _, metric in of_base)
+        }
         figures = {
-            **{base_chart("preview", *what): value for what, value in self._figures(self._base).items()},
-            **{clip_chart("preview", *what): value for what, value in self._figures(tuned).items()},
+            **{base_chart("preview", *what): value for what, value in of_base.items()},
+            **{clip_chart("preview", *what, held_out=self._held_out): value for what, value in of_tuned.items()},
         }
         self._tracker.log(step, figures)
         return figures
@@ -170,9 +180,13 @@ class Previews:
         return torch.cat(shares)[: len(self._prompts)].cpu().numpy()
 
     def _figures(self, clips: Pixels) -> dict[tuple[str, str], float]:
-        """(Set, metric) -> mean over the set's clips: raw scores of the pool's judges, motion and flicker."""
-        scores = judge_clips(self._recipe, self._pool, clips, [prompt.caption for prompt in self._prompts])
-        columns = {judge: raw.tolist() for judge, raw in scores.items()}
+        """(Set, metric) -> mean over the set's clips: raw scores of the pools' judges, motion and flicker."""
+        captions = [prompt.caption for prompt in self._prompts]
+        columns = {
+            judge: raw.tolist()
+            for pool in self._pools
+            for judge, raw in judge_clips(self._recipe, pool, clips, captions).items()
+        }
         frames = to_frames(clips)
         columns |= {"motion": [motion(x).item() for x in frames], "flicker": [flicker(x).item() for x in frames]}
         return {

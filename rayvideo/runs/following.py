@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from rayvideo.progress import progress, step_progress
 from rayvideo.runs.attempts import attempts_of
+from rayvideo.runs.live import LiveView, unsaid
 from rayvideo.runs.news import Board, News
 
 EVERY_S = 0.5  # between looks at the board
@@ -18,10 +19,10 @@ EVERY_S = 0.5  # between looks at the board
 
 @contextmanager
 def following(board: Board, run_folder: str, steps: int, call_id: str) -> Iterator[None]:
-    """While the block runs, show a bar with how many of `steps` are done and the judges' raw scores.
+    """While the block runs, show how many of `steps` are done, what they reach, and what takes the time.
 
-    Between steps it says what takes the time. It also tells when the workers of this call of `finetune` were started
-    again, or passed over a checkpoint.
+    On a terminal that is one view, which stays in its place; in a log, lines now and then. It also tells when the
+    workers of this call of `finetune` were started again, or passed over a checkpoint.
     """
     done = Event()
     thread = Thread(target=_follow, args=(board, run_folder, steps, call_id, done), daemon=True)
@@ -35,7 +36,7 @@ def following(board: Board, run_folder: str, steps: int, call_id: str) -> Iterat
 
 
 def _follow(board: Board, run_folder: str, steps: int, call_id: str, done: Event) -> None:
-    view = View(steps)
+    view: View | LiveView = LiveView(steps) if sys.stderr.isatty() else View(steps)
     finished, told, attempt = False, 0, 0
     while not finished:
         finished = done.wait(EVERY_S)  # once it is set there is one more look, which sees the last step
@@ -52,10 +53,7 @@ def _follow(board: Board, run_folder: str, steps: int, call_id: str, done: Event
 
 
 class View:
-    """A bar of steps, and below it a bar of what takes the time at the moment, if that can be counted.
-
-    On a terminal the second one disappears when that ends.
-    """
+    """What a log shows: lines with the steps, and with what takes the time between them."""
 
     def __init__(self, steps: int) -> None:
         self._bar = step_progress("fine-tuning", steps)
@@ -64,8 +62,8 @@ class View:
         self._counted: tqdm | None = None
 
     def show(self, news: News) -> None:
-        """Bring the bars up to what is known now."""
-        for line in news.said[len(self._said) if news.said[: len(self._said)] == self._said else 0 :]:
+        """Tell what is new."""
+        for line in unsaid(self._said, news.said):
             self.say(line)
         self._said = news.said
         if news.step is not None:
@@ -76,28 +74,23 @@ class View:
             self._begin(news)
         if self._counted:
             self._counted.update(news.done - self._counted.n)
-        if sys.stderr.isatty():
-            self._bar.refresh()  # the seconds go on, which shows that the driver is alive
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
+        """Print a line."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End the bars."""
+        """Tell the last state."""
         self._end()
         self._bar.close()
 
     def _begin(self, news: News) -> None:
         self._end()
         self._phase = news.phase
-        uncounted = news.phase and not news.total
-        if sys.stderr.isatty():
-            self._bar.set_description_str(f"fine-tuning, {news.phase}" if uncounted else "fine-tuning", refresh=False)
-        elif uncounted:
+        if news.phase and not news.total:
             self.say(f"fine-tuning: {news.phase}")
         if news.total:
-            self._counted = progress(news.phase, news.total, leave=False)
+            self._counted = progress(news.phase, news.total)
 
     def _end(self) -> None:
         if self._counted:

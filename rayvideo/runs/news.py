@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,14 @@ class News:
     """Seconds that a step usually takes, once there was one."""
     scores: dict[str, float] = field(default_factory=dict)
     """Judge -> raw score of the newest step."""
+    reward: float | None = None
+    """Of the newest step."""
+    judge_wait: float = 0.0
+    """Share of the newest step's time that the worker stood waiting for judges."""
+    compared: dict[str, list[float]] = field(default_factory=dict)
+    """Measure of generated clips -> its means over all caption sets at the newest comparison: base, tuned."""
+    compared_at: int | None = None
+    """Step of that comparison."""
     said: list[str] = field(default_factory=list)
     """Lines for the user, all of this attempt's so far."""
 
@@ -71,6 +80,11 @@ class Reporter:
     def stepped(self, step: int, **known: Any) -> None:
         """Say that so many optimizer steps are done, and what else of `News` is known by now."""
         self._pin(phase="", done=0, total=0, step=step, **known)
+
+    def compared(self, step: int, means: Mapping[str, list[float]]) -> None:
+        """Say how the clips of a step compare with the base's."""
+        if means:
+            self._pin(compared=dict(means), compared_at=step)
 
     def say(self, *lines: str) -> None:
         """Tell the user something; what a worker prints is seen on a cluster only."""

@@ -57,6 +57,11 @@ class Evaluation(Section):
     previews: int = Field(
         4, ge=0, description="Captions shown in each of those comparisons and in the report, per set; 0 shows none."
     )
+    judge_previews: bool = Field(
+        False,
+        description="Held-out judges score the clips of those comparisons too, so that their figures are known while "
+        "training goes on (a sweep needs it); they hold their resources meanwhile.",
+    )
 
     guards: int = Field(
         0,
@@ -81,6 +86,15 @@ class Evaluation(Section):
     @classmethod
     def _each_once(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(steps))
+
+    @model_validator(mode="after")
+    def _there_are_previews_to_judge(self) -> Evaluation:
+        if self.judge_previews and not (self.judges and self.sets and self.previews):
+            raise ValueError(
+                "evaluation.judge_previews: there is nothing to judge; it needs evaluation.judges, evaluation.sets and "
+                "evaluation.previews above 0"
+            )
+        return self
 
 
 class Tracking(Section):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -200,6 +201,13 @@ class Tracker:
         if key not in self._newest:
             self._newest[key] = max(point.step for point in self._client.get_metric_history(self.ref.run_id, key))
         return step <= self._newest[key]
+
+    def curve(self, names: Sequence[str]) -> dict[int, float]:
+        """Step -> the mean of these metrics, at each step that the run has all of them of, in the steps' order."""
+        points = [self._client.get_metric_history(self.ref.run_id, metric_name(name)) for name in names]
+        curves = [{point.step: point.value for point in one} for one in points]
+        shared = set.intersection(*map(set, curves))
+        return {step: fmean(curve[step] for curve in curves) for step in sorted(shared)}
 
     def tag(self, **tags: str | int) -> None:
         """Set tags."""

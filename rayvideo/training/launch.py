@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
+from rayvideo.capacity import Part
 from rayvideo.data.latents import open_latents
 from rayvideo.data.prepared import list_digest, write_rejected
 from rayvideo.data.table import LatentTable
@@ -40,6 +42,7 @@ from rayvideo.serving.pool import RewardPool
 from rayvideo.settling import settle
 from rayvideo.storage import absolute, fetched, is_file, join, read_lines
 from rayvideo.tracking import Input, Product, RunRef, Tracker, create_run, overrides, versions
+from rayvideo.training.line import Line
 from rayvideo.training.needed import price_of_previews
 from rayvideo.training.plan import Plan
 from rayvideo.training.preflight import check_place
@@ -49,7 +52,21 @@ from rayvideo.training.ray_train.preemption import on_signals
 logger = logging.getLogger(__name__)
 
 
-def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False, typed: Sequence[str] = ()) -> dict[str, Any]:
+def parts_of(recipe: Recipe) -> list[Part]:
+    """What of the recipe a fine-tuning runs, and thus needs room for."""
+    data: list[Part] = [] if recipe.data.prepared else ["data"]
+    guards: list[Part] = ["generation"] if recipe.evaluation.guards else []
+    held_out: list[Part] = ["held_out"] if recipe.evaluation.guards or recipe.evaluation.judge_previews else []
+    return ["training", "judges", *data, *guards, *held_out]
+
+
+def finetune(
+    recipe: Recipe,
+    resume: bool = False,
+    overrule: bool = False,
+    typed: Sequence[str] = (),
+    line: Line | None = None,
+) -> dict[str, Any]:
     """Fine-tune the recipe's model and return what is then in the run folder's summary.json.
 
     Needs a running Ray, and a recipe that passed `preflight.check`; what `preflight.check_place` refuses, it does too.
@@ -59,11 +76,13 @@ def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False, typed
             or was ended by a verdict of its stop rule, is left as it is.
         overrule: With `resume`: go on to the last step, whatever the stop rule said or would say.
         typed: The overrides of the command line, by which the run is found in MLflow.
+        line: To another process that follows the run, and may end it.
 
     Raises:
         UserError: naming what the recipe, its files, a clip or a judge lacks; also where NaN or Inf appeared.
-        Stopped: SIGTERM or SIGINT ended the run before its last step; it can be resumed.
+        Stopped: SIGTERM, SIGINT or the mailbox of `line` ended the run before its last step; it can be resumed.
     """
+    line = line or Line()
     started = time.monotonic()
     recipe = runs.named(recipe)
     folder = runs.folder_of(recipe)
@@ -71,11 +90,13 @@ def finetune(recipe: Recipe, resume: bool = False, overrule: bool = False, typed
     recipe = settle(runs.as_begun(recipe) if ref else recipe, "training")
     with only_driver(folder):
         if ref:
-            return _go_on(recipe, ref, overrule, started, typed)
-        return _train(recipe, recipe, None, "started", started, typed=typed)
+            return _go_on(recipe, ref, overrule, started, typed, line)
+        return _train(recipe, recipe, None, "started", started, typed, line)
 
 
-def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float, typed: Sequence[str]) -> dict[str, Any]:
+def _go_on(
+    recipe: Recipe, ref: RunRef, overrule: bool, started: float, typed: Sequence[str], line: Line
+) -> dict[str, Any]:
     """Resume the run, or finish it if only that was left to do."""
     folder, name = runs.folder_of(recipe), recipe.tracking.run_name
     good, refused = newest_good(folder, ref.run_id)
@@ -93,7 +114,7 @@ def _go_on(recipe: Recipe, ref: RunRef, overrule: bool, started: float, typed: S
         overruled = overrule or (good is not None and good.state.get("overruled", False))
         reason = f"resumed, the verdict of step {given.given_at} overruled" if overrule and given else "resumed"
         shared = with_original_global_batch(recipe, good)
-        return _train(recipe, shared, ref, reason, started, overruled, typed)
+        return _train(recipe, shared, ref, reason, started, typed, line, overruled)
     summary = runs.known(folder)
     if summary.get("finished") and not (overrule and summary.get("verdict")):
         if verdict:
@@ -123,8 +144,9 @@ def _train(
     ref: RunRef | None,
     reason: str,
     started: float,
-    overruled: bool = False,
     typed: Sequence[str] = (),
+    line: Line | None = None,
+    overruled: bool = False,
 ) -> dict[str, Any]:
     """Everything that a training takes, from the judges' start to the summary.
 
@@ -133,10 +155,11 @@ def _train(
         ref: The MLflow run of a training that goes on.
         reason: Why the workers start.
         started: `time.monotonic()` at the beginning of the call.
-        overruled: Whether the recipe's stop rule is not asked any more.
         typed: The overrides of the command line.
+        line: To another process, if one follows.
+        overruled: Whether the recipe's stop rule is not asked any more.
     """
-    options = recipe.reward
+    options, line = recipe.reward, line or Line()
     folder = runs.folder_of(recipe)
     pool = RewardPool(
         options.judges,
@@ -145,14 +168,16 @@ def _train(
         merge_ms=options.merge_ms,
         wire=options.wire,
     )
+    pools = [pool, *_held_out(recipe)]
     try:
         # The judges load meanwhile.
         table = open_latents(recipe, meanwhile=pool.refuse_broken)
         shown = embed_shown(recipe)
         if price := price_of_previews(recipe):
             logger.info(price)
-        with progress("loading judges", len(pool.judges), unit="judge") as bar:
-            pool.wait_until_ready(lambda _: bar.update())
+        with progress("loading judges", sum(len(one.judges) for one in pools), unit="judge") as bar:
+            for one in pools:
+                one.wait_until_ready(lambda _: bar.update())
         ref = _begin(recipe, table, ref, typed)
         with Tracker(ref) as tracker:
             try:
@@ -163,12 +188,15 @@ def _train(
                             run_folder=folder,
                             table=table,
                             pool=pool,
+                            held_out=pools[1] if pools[1:] else None,
                             shown=shown,
                             guards=guards,
                             tracking=ref,
                             call_id=uuid4().hex[:8],
                             start_reason=reason,
                             overruled=overruled,
+                            mailbox=line.mailbox,
+                            board=line.board,
                         )
                     )
             except Stopped as stop:
@@ -177,7 +205,16 @@ def _train(
             verdict = verdict_of(newest.state, recipe.training.steps) if newest else None
             return _finish(recipe, newest, refused, tracker, started, verdict)
     finally:
-        pool.close()
+        for one in pools:
+            one.close()
+
+
+def _held_out(recipe: Recipe) -> list[RewardPool]:
+    """The judges that score previews and nothing else, in a pool of their own; none where they are not asked."""
+    if not recipe.evaluation.judge_previews:
+        return []
+    name, wire = f"{recipe.tracking.run_name}-held-out", recipe.reward.wire
+    return [RewardPool(recipe.evaluation.judges, name=name, merge_ms=recipe.reward.merge_ms, wire=wire)]
 
 
 def _begin(recipe: Recipe, table: LatentTable, ref: RunRef | None, typed: Sequence[str] = ()) -> RunRef:
@@ -214,7 +251,7 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
         `newest_good` of the run at its end.
 
     Raises:
-        Stopped: SIGTERM or SIGINT ended it before.
+        Stopped: SIGTERM, SIGINT or another process, by the plan's mailbox, ended it before.
     """
     steps = plan.recipe.training.steps
     with on_signals(plan.mailbox) as caught, following(plan.board, plan.run_folder, steps, plan.call_id):
@@ -227,13 +264,13 @@ def _fit(plan: Plan) -> tuple[Good | None, list[Refused]]:
             # Where no step was gained, another attempt would gain none either; `_finish` raises the reason.
             if done >= steps or ended or done == before:
                 return newest, refused
-            if caught:
-                name = plan.recipe.tracking.run_name
+            if plan.mailbox.asked():
+                name, by = plan.recipe.tracking.run_name, caught[0] if caught else signal.SIGTERM
                 raise Stopped(
-                    f"stopped by {caught[0].name} after step {done}, which is saved; go on with the same command and "
+                    f"stopped by {by.name} after step {done}, which is saved; go on with the same command and "
                     f"tracking.run_name={name} --resume",
                     done,
-                    caught[0],
+                    by,
                 )
             note_lost(plan.run_folder, "workers had to end, and saved their state")
             logger.warning("workers had to end, saved after step %d: going on with as many as there is room for", done)

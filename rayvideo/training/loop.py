@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray.train
@@ -64,7 +65,16 @@ def train(plan: Plan) -> None:
         tracker.watch_machine()
     report.stepped(start.step, attempt=start.attempt)
     previews = Previews(
-        recipe, model, plan.shown, plan.pool, plan.run_folder, tracker, report.phase, rank=rank, world_size=workers
+        recipe,
+        model,
+        plan.shown,
+        plan.pool,
+        plan.run_folder,
+        tracker,
+        report.phase,
+        held_out=plan.held_out,
+        rank=rank,
+        world_size=workers,
     )
     # Unless it starts from an adapter, previews of step 0 show the base alone. They wait for the first step: who starts
     # a run wants to know first that it trains.
@@ -74,6 +84,7 @@ def train(plan: Plan) -> None:
         start.step > 0 and _shows(recipe, start.step) and previews.lacks(start.step)
     ):
         previews.show(start.step)
+        report.compared(start.step, previews.means)
     pace = Pace()
     report.phase("first step (warming up)")
     saver = Saver(engine, plan, start, rank, workers)
@@ -98,7 +109,13 @@ def train(plan: Plan) -> None:
                 tracker.log(step, step_charts(logged))
                 journal.add(step, {**logged, "clips": clips})
                 scores = {judge.name: values[f"score/{judge.name}"] for judge in recipe.reward.judges}
-                report.stepped(step, pace=pace.add(took), scores=scores)
+                report.stepped(
+                    step,
+                    pace=pace.add(took),
+                    scores=scores,
+                    reward=values["reward"],
+                    judge_wait=_judge_wait(values),
+                )
                 if step == start.step + 1 and trainer.first_sent is not None:
                     seen = sights(recipe, plan.pool, trainer.first_sent)
                     tracker.tag(**{f"sees.{judge}": sight for judge, sight in seen.items()})
@@ -110,6 +127,7 @@ def train(plan: Plan) -> None:
                     tracker.tag(still=still)
             if waits and step == start.step + 1 and not stop and previews.lacks(0):
                 previews.show(0)
+                report.compared(0, previews.means)
             for row in rows:
                 if said := stopping.watch(row):
                     report.say(f"warning: {said}")
@@ -124,6 +142,7 @@ def train(plan: Plan) -> None:
                 stopping.hold(step)
             if last or (_shows(recipe, step) and not stop):
                 previews.show(step)
+                report.compared(step, previews.means)
             if last or stop or step % recipe.training.checkpoint_every == 0 or stopping.must_save(step):
                 report.phase(f"checkpoint of step {step}")
                 if tracker and journal:
@@ -140,6 +159,12 @@ def train(plan: Plan) -> None:
             tracker.unwatch_machine()
         saver.close()  # after a step that failed too: the checkpoint before it is uploaded to its end
     engine.close()
+
+
+def _judge_wait(values: Mapping[str, float]) -> float:
+    """The share of a step's measured time that the worker stood waiting for judges."""
+    seconds = {key: value for key, value in values.items() if key.startswith("seconds/")}
+    return seconds.get("seconds/judge", 0.0) / (sum(seconds.values()) or 1.0)
 
 
 def _shows(recipe: Recipe, step: int) -> bool:

@@ -24,6 +24,8 @@ class Plan:
     """Absolute path or URI."""
     table: LatentTable
     pool: RewardPool
+    held_out: RewardPool | None
+    """Judges that only score previews, where `evaluation.judge_previews` says so."""
     shown: dict[str, Trimmed]
     """Embeddings of the captions whose clips are compared during training, and of ""."""
     tracking: RunRef
