@@ -167,7 +167,7 @@ def _found(away: Any) -> dict[str, Any]:
 
 def charts(row: Row, held_out: set[str]) -> dict[str, float]:
     """A row's changes under their names in MLflow: of all sets together with their intervals, and of each set."""
-    values = {}
+    values: dict[str, float] = {}
     for metric, figure in row.together.items():
         name = guard_chart(None, metric, held_out=held_out)
         values |= {f"{name}{ending}": value for ending, value in _bounds(figure).items() if value is not None}

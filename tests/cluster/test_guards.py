@@ -3,12 +3,11 @@ again."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -24,6 +23,7 @@ from rayvideo.training.preflight import check
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+STEPS = 8
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -50,7 +50,7 @@ def recipe(tiny_pipeline: Path, tiny_clips: Path, tmp_path_factory: pytest.TempP
             "editing": {"steps": 5},
             "reward": {"judges": [{"name": "bright", "type": "tests.cluster.judges:Brightness"}], "segments": 2},
             "training": {
-                "steps": 6, "lr": 5e-2, "warmup_steps": 0, "precision": "fp32", "checkpoint_every": 99,
+                "steps": STEPS, "lr": 5e-2, "warmup_steps": 0, "precision": "fp32", "checkpoint_every": 99,
                 "keep_checkpoints": 1, "workers": 2, "cpus_per_worker": 0.5, "batch_size": 1,
                 "stop_rule": "rayvideo.training.overoptimisation:OverOptimised", "stop_options": {"patience": 1},
             },
@@ -75,42 +75,51 @@ def summary(recipe: Recipe, ray_cluster: None) -> dict[str, Any]:
     return finetune(recipe)
 
 
+def rows_of(recipe: Recipe) -> list[Row]:
+    return [Row.of(line) for line in read_lines(f"{folder_of(recipe)}/guards.jsonl")]
+
+
 def test_a_judge_that_is_hacked_ends_the_run_and_says_why(recipe: Recipe, summary: dict[str, Any]) -> None:
     folder = folder_of(recipe)
-    assert (summary["finished"], summary["steps"]) == (True, 4), "what is found of step 2 is known at step 4"
-    assert (summary["verdict"]["step"], summary["verdict"]["given_at"]) == (2, 4)
-    assert summary["verdict"]["reason"].startswith("over-optimised: from the base to step 2 the training judge went ")
-    assert "dark fell from +0.00 σ" in summary["verdict"]["reason"]
-    assert steps_in(folder) == [2, 4]
+    verdict, rows = summary["verdict"], rows_of(recipe)
+    assert verdict is not None
+    assert (summary["finished"], summary["steps"]) == (True, verdict["given_at"])
+    assert verdict["given_at"] < STEPS, "at the last step there is nothing left to save"
+    assert [row.step for row in rows] == [*range(2, verdict["given_at"], 2)], "a look is known when the next is due"
+    assert verdict["step"] == 2, "the later, the darker"
+    assert re.match(r"over-optimised: from .* to step \d the training judge went from \S+ σ to \+", verdict["reason"])
+    assert "dark fell from +0.0" in verdict["reason"]
+    assert steps_in(folder) == [2, verdict["given_at"]]
     product, kept = (Path(path, WEIGHTS) for path in (summary["adapter"], f"{folder}/checkpoints/{name_of(2)}/adapter"))
     assert product.read_bytes() == kept.read_bytes()
-
-    (line,) = read_lines(f"{folder}/guards.jsonl")
-    row = Row.of(line)
-    assert (row.step, row.steps) == (2, 6)
-    assert set(row.together) == {"bright", "dark", "motion", "optical_flow", "flicker", "diversity", "kid"}
-    bright, dark = row.together["bright"], row.together["dark"]
-    assert (bright.role, dark.role) == ("training", "held-out")
-    assert dark.change == pytest.approx(-bright.change, abs=1e-4)
-    assert all(figure.margin is not None for figure in row.together.values())
-    assert row.sets == {"some": row.together}, "there is one set"
+    for row in rows:
+        assert row.steps == STEPS
+        assert set(row.together) == {"bright", "dark", "motion", "optical_flow", "flicker", "diversity", "kid"}
+        bright, dark = row.together["bright"], row.together["dark"]
+        assert (bright.role, dark.role) == ("training", "held-out")
+        assert dark.change == pytest.approx(-bright.change, abs=1e-4)
+        assert all(figure.margin is not None for figure in row.together.values())
+        assert row.sets == {"some": row.together}, "there is one set"
+    assert rows[-1].together["bright"].change > (rows[-1].together["bright"].margin or 0)
 
 
 def test_the_figures_are_in_mlflow_and_the_wait_among_the_seconds(recipe: Recipe, summary: dict[str, Any]) -> None:
     ref = find_run(recipe, summary["mlflow"]["run_id"])
     client = MlflowClient(ref.uri)
-    (line,) = read_lines(f"{folder_of(recipe)}/guards.jsonl")
-    for name in ("2-held-out/guards.dark", "2-held-out/guards.some.dark", "1-reward/guards.bright"):
-        (point,) = client.get_metric_history(ref.run_id, name)
-        assert point.step == 2
-    (point,) = client.get_metric_history(ref.run_id, "2-held-out/guards.dark.low")
-    assert point.value == pytest.approx(line["together"]["dark"]["low"])
+    rows = rows_of(recipe)
+    for name, values in {
+        "2-held-out/guards.dark": [row.together["dark"].change for row in rows],
+        "2-held-out/guards.dark.low": [row.together["dark"].low for row in rows],
+        "2-held-out/guards.some.dark": [row.sets["some"]["dark"].change for row in rows],
+        "1-reward/guards.bright": [row.together["bright"].change for row in rows],
+    }.items():
+        points = client.get_metric_history(ref.run_id, name)
+        assert [point.step for point in points] == [row.step for row in rows]
+        assert [point.value for point in points] == pytest.approx(values)
     waits = [step["seconds/guards"] for step in read_lines(f"{folder_of(recipe)}/metrics.jsonl")]
-    assert len(waits) == 4
-    assert waits[3] > 0, "what is found of step 2 is waited for"
-    assert waits[1] == 0, "the adapter of step 2 is handed over after that step's figures"
+    assert waits[:2] == [0, 0], "the adapter of step 2 is handed over after that step's figures"
     assert waits[2] > 0
-    assert summary["seconds_per_step"]["guards"] == pytest.approx(sum(waits) / 4)
+    assert summary["seconds_per_step"]["guards"] == pytest.approx(sum(waits) / len(waits))
 
 
 def test_overruled_it_goes_on_with_the_same_base(recipe: Recipe, summary: dict[str, Any]) -> None:
@@ -118,12 +127,9 @@ def test_overruled_it_goes_on_with_the_same_base(recipe: Recipe, summary: dict[s
     base = (folder / "guards" / "base.npz").stat()
     first = (folder / "guards.jsonl").read_text()
     overruled = finetune(recipe, resume=True, overrule=True)
-    assert (overruled["steps"], overruled["verdict"]) == (6, None)
+    assert (overruled["steps"], overruled["verdict"]) == (STEPS, None)
     assert (folder / "guards" / "base.npz").stat().st_mtime_ns == base.st_mtime_ns
-    lines = (folder / "guards.jsonl").read_text()
-    assert lines.startswith(first)
-    rows = {step: Row.of(json.loads(line)) for step, line in zip((2, 4, 6), lines.splitlines(), strict=True)}
-    assert {step: row.step for step, row in rows.items()} == {2: 2, 4: 4, 6: 6}, "step 4 was still to be looked at"
-    changes = torch.tensor([row.together["bright"].change for row in rows.values()])
-    assert changes.isfinite().all()
-    assert len(set(changes.tolist())) == 3, "each row is of another adapter"
+    assert (folder / "guards.jsonl").read_text().startswith(first)
+    rows = rows_of(recipe)
+    assert [row.step for row in rows] == [*range(2, STEPS + 1, 2)], "the verdict's step was still to be looked at"
+    assert len({row.together["bright"].change for row in rows}) == len(rows), "each row is of another adapter"

@@ -84,7 +84,7 @@ def test_the_reason_has_the_figures() -> None:
     ],
 )
 def test_each_guard_falls_one_way(metric: str, change: float, fallen: bool) -> None:
-    assert [fall.metric for fall in falls(row(10, **{metric: change}), [])] == [metric] * fallen
+    assert [fall.metric for fall in falls(row(10, 60, margin=0.2, **{metric: change}), [])] == [metric] * fallen
 
 
 def test_without_a_margin_nothing_falls() -> None:

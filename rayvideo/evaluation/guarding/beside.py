@@ -36,7 +36,7 @@ def beside(recipe: Recipe, pool: RewardPool, run_folder: str) -> Iterator[Any]:
             stack.callback(pools[-1].close)
             with progress("loading held-out judges", len(options.judges), unit="judge") as bar:
                 pools[-1].wait_until_ready(lambda _: bar.update())
-        guards: Any = GuardsActor.remote(recipe, pools, run_folder)  # type: ignore[attr-defined]
+        guards: Any = GuardsActor.remote(recipe, pools, run_folder)
         stack.callback(ray.kill, guards)  # and with it the actors that it started
         guards.prepare.remote()
         yield guards

@@ -74,8 +74,8 @@ def test_one_seed_and_no_real_clips_leave_those_measures_out() -> None:
 def test_a_judge_that_gives_all_of_the_bases_clips_one_score_keeps_its_own_unit() -> None:
     same = {"guard": np.ones(28)}
     tuned = {"guard": np.repeat([1.0, 0.5], 14)}
-    parts = (Measured(PROMPTS, figures, None, None) for figures in (same, same, tuned))
-    figure = compare(1, 2, *parts, ROLES, {}).together["guard"]
+    base, after = (Measured(PROMPTS, figures, None, None) for figures in (same, tuned))
+    figure = compare(1, 2, base, base, after, ROLES, {}).together["guard"]
     assert (figure.change, figure.margin) == (-0.25, 0.0)
 
 
