@@ -21,7 +21,7 @@ from rayvideo.runs.news import News
 WINDOW = 10  # most values of the reward whose means are compared
 CURVE = 24  # columns of the reward's curve
 BAR = 30  # columns of the bar of steps
-LABEL = len("fine-tuning")
+LABEL = len("fine-tuning  ")
 BLOCKS = "▁▂▃▄▅▆▇█"
 PER_SECOND = 2.0
 
@@ -74,8 +74,9 @@ class LiveView:
 
     def __rich__(self) -> Table:
         news, grid = self._news, Table.grid(padding=(0, 2))
-        grid.add_column(style="dim", no_wrap=True, min_width=LABEL)
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+        grid.add_column(style="dim", no_wrap=True)
+        # Left to itself, a grid takes from both columns in a narrow window.
+        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, self._console.width - LABEL))
         done = news.step or 0
         bar = Table.grid(padding=(0, 1))
         bar.add_row(

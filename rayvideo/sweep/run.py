@@ -31,8 +31,11 @@ SWEEP = "sweep.json"  # in the sweep's folder: what it was begun with
 QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial says that nothing is new
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # figures are in MLflow
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's tables, beside ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # or relative paths of the recipe would mean something else in trials
 }
+TELLTALES = ("ray.tune.tune", "ray.tune.execution.tune_controller")
+"""Loggers that print a failed trial's traceback, of which the table has the reason, and how Tune itself would go on."""
 logger = logging.getLogger(__name__)
 
 
@@ -105,7 +108,7 @@ def outcomes(trials: Sequence[Trial], errors: dict[str, str] | None = None) -> l
     found = []
     for trial in trials:
         curve, error = trial.curve(trial.tracker()), (errors or {}).get(trial.name)
-        status = "finished" if trial.finished() else "ended early" if trial.ended() else "failed" if error else "open"
+        status = "failed" if error else "finished" if trial.finished() else "ended early" if trial.ended() else "open"
         step, score = max(curve.items(), default=(0, None))
         found.append(
             {"name": trial.name, "changes": trial.changes, "status": status, "step": step, "score": score}
@@ -188,8 +191,15 @@ def _tune(trials: list[Trial], shared: Recipe, sweep: Sweep, folder: str) -> dic
         tune.with_resources(tune.with_parameters(Running, trials=trials), HEAD),
         param_space={"trial": tune.grid_search(list(range(len(trials))))},
         tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=sweep.concurrent),
-        run_config=tune.RunConfig(name="tune", storage_path=folder, verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=folder,
+            verbose=0,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial's own are in its run folder
+        ),
     )
+    for name in TELLTALES:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # Tune handles only that
     try:
         results = tuner.fit()
