@@ -11,8 +11,8 @@ from typing_extensions import Self
 LOOK_S = 0.25
 RAY = "ray::"
 """With which Ray begins the titles of its workers, whatever they do."""
-IDLE, START = "IDLE", "default_worker.py"
-"""Titles of a worker that has nothing to do, and of one that Ray only just starts."""
+UNDECIDED = ("", "IDLE", "default_worker.py", "setup_worker.py")
+"""What a worker is while it has nothing to do, and while Ray starts it."""
 SMALL_S = 0.5
 """Kinds of less CPU time are told together."""
 
@@ -73,7 +73,7 @@ def kind_of(words: list[str], before: str = "") -> str:
         before: What it was when it was looked at last.
     """
     title = " ".join(words).strip()
-    if before not in ("", IDLE, START):
+    if before not in UNDECIDED:
         return before
     if title.startswith(RAY):
         return title.removeprefix(RAY).partition(".")[0].strip()

@@ -16,7 +16,7 @@ from benchmarks.bench import BETTER, GONE, NEW, SAME, WORSE, compare
 from benchmarks.ingest import Measured, Memory
 from benchmarks.ingest import ratios as ingest_ratios
 from benchmarks.machine import machine
-from benchmarks.processes import IDLE, START, Processes, kind_of
+from benchmarks.processes import Processes, kind_of
 from benchmarks.step import OURS, QUICK, RELEASE
 from benchmarks.step import ratios as step_ratios
 from benchmarks.step import summed_up as step_rows
@@ -138,9 +138,10 @@ def test_cpu_seconds_are_counted_of_children_that_have_ended() -> None:
 @pytest.mark.parametrize(
     ("words", "before", "kind"),
     [
-        (["/venv/bin/python", "-u", "/lib/ray/default_worker.py", "--node=1"], "", START),
-        (["ray::IDLE", ""], START, IDLE),
-        (["ray::RayTrainWorker.run_train_fn", ""], IDLE, "RayTrainWorker"),
+        (["/venv/bin/python", "-u", "/lib/ray/default_worker.py", "--node=1"], "", "default_worker.py"),
+        (["ray::IDLE", ""], "default_worker.py", "IDLE"),
+        (["ray::RayTrainWorker.run_train_fn", ""], "IDLE", "RayTrainWorker"),
+        (["ray::TrainController.run", ""], "setup_worker.py", "TrainController"),
         (["ray::IDLE"], "MapBatches(decode)", "MapBatches(decode)"),
         (["/venv/bin/python", "jobs/finetune.py", "--recipe"], "", "finetune.py"),
         (["/ray/core/raylet", "--store"], "", "raylet"),
