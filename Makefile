@@ -38,9 +38,7 @@ demo:  ## the whole way on the embedded default: clips, latents, fine-tuning, co
 	$(BIN)/python jobs/demo.py --recipe $(DEMO) tracking.run_name=$(RUN)
 
 test: lint types  ## everything that must pass: ruff, mypy, all tests but the slow ones
-	$(BIN)/python -m pytest -q --durations=20 tests/cluster
-	@# Tests that start no Ray fill the cores better as processes of one thread each; each takes a gigabyte or more.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --durations=20 --ignore=tests/cluster -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q --durations=20
 
 test-slow: $(READY)  ## the tests that take minutes each: runs that are killed, clusters that grow and shrink
 	$(BIN)/python -m pytest -q -m slow --durations=10
