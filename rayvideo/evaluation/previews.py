@@ -80,7 +80,7 @@ class Previews:
         self._recipe = recipe
         self._model = model
         self._embeddings = {caption: torch.from_numpy(one.whole()) for caption, one in embeddings.items()}
-        self._pools = [pool, held_out] if held_out else [pool]
+        self._pools = [held_out, pool] if held_out else [pool]
         self._held_out = {judge.name for judge in held_out.judges} if held_out else set()
         self._run_folder = run_folder
         self._tracker = tracker

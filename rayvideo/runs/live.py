@@ -91,8 +91,8 @@ class LiveView:
             scores = ", ".join(f"{judge} {score:.4f}" for judge, score in news.scores.items())
             grid.add_row("judges", _line(f"{scores}; waiting for them: {news.judge_wait:.0%} of a step"))
         if news.compared:
-            changes = (f"{name} {tuned:.4f} ({tuned - base:+.4f})" for name, (base, tuned) in news.compared.items())
-            grid.add_row(f"step {news.compared_at}", _line(f"{', '.join(changes)} (against the base)"))
+            measures = (f"{name} {tuned:.4f} (base {base:.4f})" for name, (base, tuned) in news.compared.items())
+            grid.add_row(f"step {news.compared_at}", _line(", ".join(measures)))
         if news.phase:
             grid.add_row("now", _line(news.phase + (f": {news.done}/{news.total}" if news.total else "")))
         return grid

@@ -29,7 +29,7 @@ FULL = [
     "time         00:00, 6.1 s a step, 04:52 left",
     "reward       0.0950 (+0.0600 since step 1)  ▁▂▂▃▄▄▅▅▆▇▇█",
     "judges       judge 0.2500; waiting for them: 3% of a step",
-    "step 10      held_out 0.2300 (+0.0300), motion 0.4000 (-0.1000) (against the base)",
+    "step 10      held_out 0.2300 (base 0.2000), motion 0.4000 (base 0.5000)",
 ]
 
 
