@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from rayvideo.models import VideoModel, load_model
 from rayvideo.recipe import Recipe
 from rayvideo.rewards import load_reward
 from rayvideo.serving.local import LocalPool
-from rayvideo.training.assembly import assemble
+from rayvideo.training.assembly import Assembly, assemble
 from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 
 PICTURED = 4
@@ -37,13 +36,12 @@ MEASURED = ("motion", "flicker")
 
 @dataclass
 class Arm:
-    """One of the runs: a settled recipe, and when to stop, whichever comes first."""
+    """One of the runs: a settled recipe, and for how long."""
 
     name: str
     recipe: Recipe
-    seconds: float = math.inf
+    seconds: float
     """Of training; 0 leaves the model as it is."""
-    steps: float = math.inf
     degraded: float = 0.8
     """Share of the clips to train on that are degraded."""
 
@@ -62,7 +60,7 @@ class Result:
     """Judge or measure -> caption set -> value of each clip."""
 
 
-def run(arms: Sequence[Arm], out: Path, *, clips: int, captions: int | None, steps: int | None = None) -> list[Result]:
+def run(arms: Sequence[Arm], out: Path, *, clips: int, captions: int | None) -> list[Result]:
     """Train every arm on the same drawn clips or their captions, and judge all by the same captions and noise.
 
     A run whose file is in `out` is not repeated. Beside the file lies a picture of its clips.
@@ -70,7 +68,6 @@ def run(arms: Sequence[Arm], out: Path, *, clips: int, captions: int | None, ste
     Args:
         clips: To train on.
         captions: Of each set that are evaluated; None: all.
-        steps: Of the chain that clips are made with; None: the first arm's `evaluation.steps`.
     """
     first = arms[0].recipe
     texts = {name: listed[:captions] for name, listed in evaluation_captions().items()}
@@ -91,7 +88,7 @@ def run(arms: Sequence[Arm], out: Path, *, clips: int, captions: int | None, ste
                     tables[arm.degraded] = drawn_table(model, clips, place, first.data.frames, arm.degraded)
                 tuned, count, seconds = _train(arm, tables[arm.degraded])
                 # Whatever an arm trains with, its clips are made as all others' are.
-                made = _generate(first, tuned, texts, embeddings, steps or first.evaluation.steps[0])
+                made = _generate(first, tuned, texts, embeddings)
                 _picture(made, file.with_suffix(".png"))
                 result = Result(arm.name, arm.recipe.seed, count, seconds, _judge(first, made, texts))
                 file.write_text(json.dumps(asdict(result)))
@@ -101,18 +98,22 @@ def run(arms: Sequence[Arm], out: Path, *, clips: int, captions: int | None, ste
     return results
 
 
-def _train(arm: Arm, table: LatentTable) -> tuple[VideoModel, int, float]:
-    """Train until a budget is spent; the tuned model, and the steps and seconds that it took."""
-    recipe = arm.recipe
-    model, adapted, _, engine, trainer = assemble(
+def in_process(recipe: Recipe, table: LatentTable) -> Assembly[DeepSpeedEngine]:
+    """Everything that trains a recipe here, on the CPU, with the judges in this process."""
+    return assemble(
         recipe,
         table,
         LocalPool(recipe.reward.judges),
         torch.device("cpu"),
         lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
     )
+
+
+def _train(arm: Arm, table: LatentTable) -> tuple[VideoModel, int, float]:
+    """Train until the time is spent; the tuned model, and the steps and seconds that it took."""
+    model, adapted, _, engine, trainer = in_process(arm.recipe, table)
     started, step = time.monotonic(), 0
-    while time.monotonic() - started < arm.seconds and step < arm.steps:
+    while time.monotonic() - started < arm.seconds:
         step += 1
         trainer.step(step)
     seconds = time.monotonic() - started
@@ -122,7 +123,7 @@ def _train(arm: Arm, table: LatentTable) -> tuple[VideoModel, int, float]:
 
 
 def _generate(
-    recipe: Recipe, model: VideoModel, captions: dict[str, list[str]], embeddings: dict[str, Tensor], steps: int
+    recipe: Recipe, model: VideoModel, captions: dict[str, list[str]], embeddings: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Caption set -> clips [N, F, 3, H, W]: the same captions and noise for every model."""
     options, data = recipe.evaluation, recipe.data
@@ -131,7 +132,7 @@ def _generate(
             model,
             texts,
             [0] * len(texts),
-            steps=steps,
+            steps=options.steps[0],
             guidance=options.guidance,
             frames=data.frames,
             height=data.height,

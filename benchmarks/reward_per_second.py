@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks.arms import in_process
 from benchmarks.machine import in_words, machine
 from benchmarks.release import ReleaseTrainer
 from rayvideo.data.table import LatentTable
@@ -37,10 +38,7 @@ from rayvideo.menagerie.world import evaluation_captions
 from rayvideo.models import VideoModel, load_model
 from rayvideo.paths import path_argument
 from rayvideo.recipe import load_recipe
-from rayvideo.serving.local import LocalPool
 from rayvideo.settling import settle
-from rayvideo.training.assembly import assemble
-from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 
 RECIPE = Path(__file__).resolve().parents[1] / "jobs/recipes/menagerie.yaml"
 LR = 3e-4
@@ -89,13 +87,7 @@ class Way:
 def ours(overrides: list[str], table: LatentTable) -> Way:
     """The trainer of a recipe, with judges in process."""
     recipe = settle(load_recipe(RECIPE, [*FIXED, *overrides]), "training")
-    model, _, _, _, trainer = assemble(
-        recipe,
-        table,
-        LocalPool(recipe.reward.judges),
-        torch.device("cpu"),
-        lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
-    )
+    model, _, _, _, trainer = in_process(recipe, table)
     return Way(model, lambda number: trainer.step(number + 1))
 
 

@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
+from benchmarks.arms import in_process
 from benchmarks.live import Kept, LiveBytes
 from benchmarks.machine import in_words, machine
 from benchmarks.release import ReleaseTrainer, Ways
@@ -37,10 +38,7 @@ from rayvideo.menagerie.build import training_clips
 from rayvideo.menagerie.latents import drawn_table
 from rayvideo.models import load_model
 from rayvideo.recipe import Recipe, load_recipe
-from rayvideo.serving.local import LocalPool
 from rayvideo.settling import settle
-from rayvideo.training.assembly import assemble
-from rayvideo.training.deepspeed_engine import DeepSpeedEngine
 
 RECIPE = Path(__file__).resolve().parents[1] / "jobs/recipes/menagerie.yaml"
 PAPER = (
@@ -77,13 +75,7 @@ def our_step(overrides: Sequence[str], folder: Path) -> Step:
     recipe: Recipe = settle(load_recipe(RECIPE, [*PAPER, *overrides]), "training")
     folder.mkdir()
     table = drawn_table(load_model(recipe.model.path), CLIPS, folder)
-    trainer = assemble(
-        recipe,
-        table,
-        LocalPool(recipe.reward.judges),
-        torch.device("cpu"),
-        lambda adapted, objective: DeepSpeedEngine(adapted, recipe.training, objective.passes),
-    ).trainer
+    trainer = in_process(recipe, table).trainer
     return lambda number: trainer.step(number + 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray.train
@@ -114,7 +113,7 @@ def train(plan: Plan) -> None:
                     pace=pace.add(took),
                     scores=scores,
                     reward=values["reward"],
-                    judge_wait=_judge_wait(values),
+                    judge_wait=values["seconds/judge"] / values["seconds/step"],
                 )
                 if step == start.step + 1 and trainer.first_sent is not None:
                     seen = sights(recipe, plan.pool, trainer.first_sent)
@@ -159,12 +158,6 @@ def train(plan: Plan) -> None:
             tracker.unwatch_machine()
         saver.close()  # after a step that failed too: the checkpoint before it is uploaded to its end
     engine.close()
-
-
-def _judge_wait(values: Mapping[str, float]) -> float:
-    """The share of a step's measured time that the worker stood waiting for judges."""
-    seconds = {key: value for key, value in values.items() if key.startswith("seconds/")}
-    return seconds.get("seconds/judge", 0.0) / (sum(seconds.values()) or 1.0)
 
 
 def _shows(recipe: Recipe, step: int) -> bool:
